@@ -1,0 +1,121 @@
+"""Save and resume: a run that dies at any moment goes on from its last saved step.
+
+A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a different number of ranks
+can load it) plus state.pt: buffer, counters, prompt position. It is written under a temporary name and renamed when all
+of it is on disk: a folder with the final name is whole. There are no random states in it: every draw of this project
+comes from a generator seeded by (seed, step, what for), so the step number is the random state.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from model import Policy, full_weights
+
+KEEP = 1  # complete checkpoints kept; the older one goes when the next is whole
+
+
+def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
+    state = {name: get_model_state_dict(model) for name, model in models.items()}
+    return state | {f"{name}_optimizer": get_optimizer_state_dict(models[name], o) for name, o in optimizers.items()}
+
+
+def latest(out: Path) -> Path | None:
+    """The newest complete checkpoint of the run folder, None where there is none."""
+    return max((out / "checkpoints").glob("step-*"), default=None)
+
+
+def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> None:
+    """Write one checkpoint, every rank together. state: what torch.load(weights_only=True) can read back."""
+    folder = out / "checkpoints"
+    partial, final = folder / "partial", folder / f"step-{step:06d}"
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(tensors(models, optimizers), checkpoint_id=partial)
+    if dist.get_rank() == 0:
+        torch.save(state, partial / "state.pt")
+        sync_folder(partial)
+        os.rename(partial, final)
+        sync_folder(folder)
+        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def load(path: Path, models: dict, optimizers: dict) -> dict:
+    """Put a checkpoint's tensors into models and optimizers; -> the state given to `save`."""
+    values = tensors(models, optimizers)
+    dcp.load(values, checkpoint_id=path)
+    for name, model in models.items():
+        set_model_state_dict(model, values[name])
+    for name, optimizer in optimizers.items():
+        set_optimizer_state_dict(models[name], optimizer, values[f"{name}_optimizer"])
+    return torch.load(path / "state.pt", weights_only=True)
+
+
+def export(policy: Policy, tokenizer, folder: Path) -> None:
+    """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then renamed."""
+    rank = dist.get_rank()
+    weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}  # all ranks gather
+    if rank == 0:
+        if policy.lm.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        policy.lm.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        sync_folder(partial)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's files and their names to the disk: after a power cut a rename must not outlive its content."""
+    for path in [*folder.iterdir(), folder]:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+def write_json(path: Path, value: dict) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def rewind_metrics(path: Path, step: int) -> None:
+    """Drop the rows after `step`: the steps after the checkpoint are run again."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(partial, path)

@@ -1,0 +1,146 @@
+"""The networks: policy, frozen anchors and critic around any `AutoModelForCausalLM`, sharded with FSDP2 where needed.
+
+Shapes: B responses x T response tokens, right-padded; L tokens of prompt + response; H hidden; V vocabulary.
+A batch is right-padded without an attention mask: under causal attention no real token ever sees a pad to its right,
+and SDPA keeps its fast causal kernel. Temperature and precision live here, so that every log-prob of the trainer is of
+the distribution that the sampler draws from.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoModelForCausalLM
+
+import loss
+from buffer import Response
+
+
+class Policy(nn.Module):
+    """Log-probs (and entropy) of the response tokens under a language model at the sampling temperature."""
+
+    def __init__(self, lm: nn.Module, temperature: float):
+        super().__init__()
+        self.lm, self.temperature = lm, temperature
+
+    def forward(self, ids: Tensor, index: Tensor, labels: Tensor, mask: Tensor, full: bool = False):
+        """ids (B, L); index (B, T): where in ids the hidden state that predicts response token t stands;
+        labels, mask (B, T) -> logp, entropy, both (B, T) float32 nats, 0 where mask is 0.
+        full: the log-softmax over the vocabulary (B, T, V) in place of logp, for the exact KL of small models.
+        """
+        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        where = mask.nonzero(as_tuple=True)
+        rows = hidden[where[0], index[where]]  # (N, H): only the N response tokens pass through the head
+        head = self.lm.get_output_embeddings()
+        # A chunk of rows at a time, logits recomputed in the backward pass: (N, V) never exists as a whole
+        size = max(256, 2**25 // head.weight.shape[0])
+        parts = [
+            checkpoint(self.chunk, head, r, target, full, use_reentrant=False)
+            for r, target in zip(rows.split(size), labels[where].split(size), strict=True)
+        ]
+        logp, ent = (torch.cat(part) for part in zip(*parts, strict=True))
+        zeros = logp.new_zeros(*mask.shape, *logp.shape[1:])
+        return zeros.index_put(where, logp), ent.new_zeros(mask.shape).index_put(where, ent)
+
+    def chunk(self, head: nn.Module, rows: Tensor, labels: Tensor, full: bool):
+        logits = head(rows).float() / self.temperature  # (n, V)
+        logp = torch.log_softmax(logits, dim=-1)
+        return logp if full else logp.gather(-1, labels[:, None]).squeeze(-1), loss.entropy(logits)
+
+
+class Critic(nn.Module):
+    """V(prefix) before each response token: the base model's trunk and a linear head that starts at 0."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+        """-> values (B, T) float32, 0 where mask is 0; arguments as in Policy.forward."""
+        hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        hidden = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.head(hidden).squeeze(-1).float() * mask
+
+
+def load_model(
+    kind: type, name: str, *, device: str, dtype: str, temperature: float = 1.0, frozen: bool = False,
+    checkpointing: bool = False,
+) -> nn.Module:  # fmt: skip
+    """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in `dtype`; frozen
+    ones are stored in `dtype`. Sharded over the ranks (FSDP2) on GPU, under torchrun, and wherever dtype is bfloat16."""
+    compute = getattr(torch, dtype)
+    auto = AutoModelForCausalLM if kind is Policy else AutoModel
+    net = auto.from_pretrained(name, dtype=compute if frozen else torch.float32, attn_implementation="sdpa")
+    layers = net.base_model.layers
+    if checkpointing and not frozen:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    model = (Policy(net, temperature) if kind is Policy else Critic(net)).to(device)
+    model.train(not frozen).requires_grad_(not frozen)
+    if device == "cuda" or dist.get_world_size() > 1 or dtype != "float32":
+        precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+        for layer in layers:
+            fully_shard(layer, mp_policy=precision)
+        fully_shard(model, mp_policy=precision)
+    return model
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; the tensor itself where nothing is sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@torch.no_grad()
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """target <- source, tensor by tensor (same architecture and sharding; the dtype may differ)."""
+    for t, s in zip(target.parameters(), source.parameters(), strict=True):
+        local(t).copy_(local(s))
+
+
+def full_weights(policy: Policy):
+    """(name, whole tensor) over the language model's state_dict, one at a time; every rank must iterate to the end."""
+    for name, tensor in policy.lm.state_dict().items():
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+
+def collate(responses: list[Response], device: str) -> dict[str, Tensor]:
+    """Right-padded ids (B, L), index, labels, mask (B, T) for Policy.forward and Critic.forward."""
+    B, T = len(responses), max(len(r.tokens) for r in responses)
+    ids = torch.zeros(B, max(len(r.prompt) + len(r.tokens) for r in responses), dtype=torch.long)
+    index, labels, mask = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T)
+    for b, r in enumerate(responses):
+        start, n = len(r.prompt), len(r.tokens)
+        ids[b, : start + n] = torch.tensor(r.prompt + r.tokens)
+        index[b, :n] = torch.arange(start - 1, start - 1 + n)  # the state before token t predicts it
+        labels[b, :n] = torch.tensor(r.tokens)
+        mask[b, :n] = 1
+    return {k: v.to(device) for k, v in dict(ids=ids, index=index, labels=labels, mask=mask).items()}
+
+
+def pad(rows: list[Tensor], device: str) -> Tensor:
+    """(T_b,) or (T_b, V) each -> (B, T) or (B, T, V), zeros to the right."""
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+
+
+def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
+    """Deal samples to ranks and cut each rank's share into micro-batches of similar length.
+
+    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone).
+    -> for each rank its micro-batches (lists of indices); as many for every rank, some may be empty: FSDP's collectives
+    need every rank to run each of them. Depends on nothing but its arguments, so all ranks agree without talking.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # longest first: dealt evenly, padded little
+    shares: list[list[list[int]]] = []
+    for rank in range(world):
+        batches: list[list[int]] = []
+        for i in order[rank::world]:
+            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        shares.append(batches)
+    most = max(len(batches) for batches in shares)
+    return [batches + [[] for _ in range(most - len(batches))] for batches in shares]

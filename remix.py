@@ -1,0 +1,485 @@
+"""ReMix: off-policy reinforcement finetuning of a language model for math reasoning (arXiv 2507.06892), the whole loop.
+
+    bash train.sh                                     the small embedded model and task, on a laptop, in minutes
+    torchrun --nproc_per_node=8 remix.py --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --data FILE --out DIR ...
+    python remix.py --help                            every flag with unit, default and paper section
+
+One step t = 1, 2, ... of `main` below, top to bottom; the same command goes on after a kill:
+    reincarnate if due | sync | roll out | reward | mix | frozen log-probs and values | advantages | update | log, evaluate, save
+
+Plain PPO and GRPO, plain Mix-PPG and every ablation are flags, not other code:
+    PPO, GRPO              --off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0
+    plain Mix-PPG          --kl_convex off --reincarnation_step 0 --utd_ratio 1
+    without UTD            --utd_ratio 1           without KL-Convex  --kl_convex off
+    without reincarnation  --reincarnation_step 0
+
+[open] = the paper does not say, our choice (others stand in loss.py, buffer.py and data.py):
+- [open] T = the last mixing step: pi_base becomes the policy after T steps, before step T + 1 samples.
+- [open] the optimizers keep their state at reincarnation; the buffer is emptied.
+- [open] pi_{k-1} is a frozen copy of the weights at the start of the previous step; in step 1 it is the base model.
+- [open] every one of the m passes over a step's batch is shuffled anew; each mini-batch holds replayed groups in the
+  share of the batch. The first step has nothing to replay, so its batch is smaller and so is its number of updates.
+- [open] a response cut at the length limit is graded as it stands and ends there: no value is bootstrapped behind it.
+
+Shapes: P prompts a step, G responses a prompt (a group), B = P * G, T response tokens. Left out of the paper: nothing known.
+"""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import transformers
+from tqdm import tqdm
+
+import checkpoint
+import loss
+from buffer import Buffer, Response, fresh_prompts
+from config import Config, check_config, check_out, fixed_lambda, parse_config
+from data import describe, load_problems
+from eval import decode, reflection_rate, sample, summarize
+from model import Critic, Policy, collate, copy_weights, full_weights, load_model, micro_batches, pad
+from plot import plot_runs
+from reward import Grader
+from rollout import check_gap, make_engine
+
+
+def git_commit() -> str:
+    """Commit of this code, with '+changes' where the files differ from it; 'unknown' outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"], cwd=here,
+                                capture_output=True, text=True, check=True)  # fmt: skip
+        return commit.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def init_distributed() -> tuple[int, int, str]:
+    """-> rank, ranks, device. A plain `python remix.py` becomes a job of one rank (vLLM wants the variables too)."""
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def gather(items: list) -> list:
+    """Every rank's list in one, the same on every rank: rank 0's items first."""
+    if dist.get_world_size() == 1:
+        return items
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
+    """Indices of the n prompts from `position` on, in the endless sequence of shuffled epochs over `count` problems."""
+    epochs = range(position // count, (position + n - 1) // count + 1)
+    order = np.concatenate([np.random.default_rng([seed, 1, epoch]).permutation(count) for epoch in epochs])
+    start = position - epochs[0] * count
+    return order[start : start + n].tolist()
+
+
+def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generator) -> list[list]:
+    """One pass over the groups in mini-batches of about `size` groups, each with its share of replayed ones."""
+    n = -(-(len(fresh) + len(replayed)) // size)
+    fresh, replayed = [fresh[i] for i in rng.permutation(len(fresh))], [replayed[i] for i in rng.permutation(len(replayed))]
+    return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]
+
+
+@torch.no_grad()
+def frozen_pass(model: torch.nn.Module, responses: list[Response], budget: int, device: str, full: bool) -> list[torch.Tensor]:
+    """Log-probs (Policy; the whole log-softmax if full) or values (Critic) of all responses, the ranks sharing the work.
+    -> one CPU tensor (T,) or (T, V) a response, on every rank."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
+    results = []
+    for indices in micro_batches(lengths, budget, world)[rank]:
+        part = [responses[i] for i in indices or [0]]  # a rank out of work runs along: FSDP's collectives need it
+        batch = collate(part, device)
+        if isinstance(model, Critic):
+            del batch["labels"]
+            rows = model(**batch).cpu()
+        else:
+            rows = model(**batch, full=full)[0].cpu()
+        results += [(i, rows[b, : len(responses[i].tokens)].clone()) for b, i in enumerate(indices)]
+    return [row for _, row in sorted(gather(results), key=lambda pair: pair[0])]
+
+
+def stop_if_not_finite(step: int, **terms: float) -> None:
+    """FloatingPointError naming the step and the term. Called before the optimizer steps: the weights are still good."""
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"step {step}: {name} is {value}; the run stops before this update, and the last checkpoint is intact. "
+                "Lower --lr, or look at ratio_mean and log_ratio_sq in metrics.jsonl"
+            )
+
+
+def load_data(cfg: Config):
+    """-> model path, tokenizer, training problems, evaluation problems (none without eval_data), lines that say what was
+    dropped. ValueError with one sentence when the model or the data cannot be had."""
+    model_path = cfg.model
+    if cfg.model == "tiny":
+        import base_model
+
+        if dist.get_rank() == 0:
+            base_model.make_base_model()
+        dist.barrier()
+        model_path = base_model.make_base_model(quiet=True)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
+        transformers.AutoConfig.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model {cfg.model}: neither a local folder with a model nor to be had from the hub "
+            f"({str(error).splitlines()[0]}); give a path, or 'tiny' for the embedded model"
+        ) from error
+    how = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
+    names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
+    problems, counts = load_problems(cfg.data, tokenizer, split=cfg.split, **how, **names)
+    lines, eval_problems = [f"train: {describe(counts)}"], []
+    eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
+    if eval_data:
+        eval_problems, counts = load_problems(eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **how)
+        lines.append(f"eval:  {describe(counts)}")
+    return model_path, tokenizer, problems, eval_problems, lines
+
+
+def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    main_rank, out = rank == 0, Path(cfg.out)
+    say = tqdm.write if main_rank else (lambda text: None)
+
+    # ---------------------------------------------------------------- engine, models, state
+    engine = make_engine(
+        cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens, max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens),
+        dtype=cfg.dtype, gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
+    )  # fmt: skip
+    how = dict(device=device, dtype=cfg.dtype, temperature=cfg.temperature)
+    anchored = cfg.kl_coef > 0
+    policy = load_model(Policy, model_path, checkpointing=cfg.gradient_checkpointing, **how)
+    base = load_model(Policy, model_path, frozen=True, **how) if anchored else None
+    keeps_precedent = anchored and cfg.kl_convex != "off" and cfg.precedent == "previous"
+    precedent = load_model(Policy, model_path, frozen=True, **how) if keeps_precedent else None
+    critic = load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how) if cfg.algo == "ppo" else None
+    models = {k: v for k, v in dict(policy=policy, critic=critic, base=base, precedent=precedent).items() if v is not None}
+    rates = dict(policy=cfg.lr, critic=cfg.critic_lr)
+    optimizers = {
+        name: torch.optim.AdamW(models[name].parameters(), lr=rate, weight_decay=cfg.weight_decay, fused=True)
+        for name, rate in rates.items() if name in models
+    }  # fmt: skip
+
+    buffer = Buffer(cfg.replay_window)
+    state = dict(step=0, position=0, rollouts=0, gradient_steps=0, seconds=0.0)
+    saved = checkpoint.latest(out)
+    if saved:
+        state = checkpoint.load(saved, models, optimizers)
+        buffer.load_state_dict(state.pop("buffer"))
+        say(f"going on after step {state['step']} of {out}")
+    if main_rank:
+        checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1)
+    grader = Grader(workers=cfg.grader_workers)
+    full = cfg.kl_estimator == "exact"
+    frozen_budget = 4 * cfg.tokens_per_micro_batch  # without gradients a token needs a fraction of the memory
+    n_ages = cfg.replay_window + 1
+
+    def evaluate() -> dict:
+        """Metrics of the current policy on the held-out problems, the ranks sharing them; the engine must be in sync."""
+        options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
+        mine = eval_problems[rank::world]
+        records = sample(engine, tokenizer, mine, grader, cfg.format, **options, max_tokens=cfg.eval_max_tokens, seed=0)
+        metrics = summarize(sorted(gather(records), key=lambda r: r["id"]), grader)
+        return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def log(row: dict) -> None:
+        if main_rank:
+            with open(out / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    if state["step"] == 0:
+        engine.sync(full_weights(policy))
+        row = dict(step=0, rollouts=0, gradient_steps=0, seconds=0.0) | (evaluate() if eval_problems else {})
+        engine.sleep()
+        log(row)
+        if eval_problems:
+            say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {row['eval/response_length']:.0f} tokens a response")
+    unchecked = True  # engine and trainer have not been compared since the start or the resume
+    progress = tqdm(total=cfg.steps, initial=state["step"], desc="ReMix", unit="step", disable=not main_rank)
+
+    for step in range(state["step"] + 1, cfg.steps + 1):
+        started = time.perf_counter()
+        mixing = cfg.reincarnation_step == 0 or step <= cfg.reincarnation_step
+        seconds, tokens_forward, tokens_backward = {}, 0, 0
+
+        # ------------------------------------------------------------ reincarnate (Sec. 4.3)
+        if step == cfg.reincarnation_step + 1 and step > 1:
+            if anchored:
+                copy_weights(base, policy)  # (1) pi_base <- pi_T
+            buffer.clear()  # (2) from here on pure on-policy PPO / GRPO
+            say(f"step {step}: reincarnation, the policy is its own anchor now and training goes on on-policy")
+        ratio = cfg.off_policy_ratio if mixing else 0.0
+        passes = cfg.utd_ratio if mixing else 1
+
+        # ------------------------------------------------------------ sync: the engine samples from pi_k
+        engine.sync(full_weights(policy))
+
+        # ------------------------------------------------------------ roll out: (1 - p) P fresh prompts, or P
+        n_fresh = fresh_prompts(step, cfg.prompts_per_step, ratio)
+        chosen = prompt_order(len(problems), state["position"], n_fresh, cfg.seed)
+        mine = range(rank, n_fresh, world)
+        groups = engine.generate(
+            [problems[chosen[i]].prompt_ids for i in mine],
+            cfg.group_size,
+            seeds=[((cfg.seed * 100_000 + step) * 1_000_000 + i) * cfg.group_size for i in mine],
+            temperature=cfg.temperature,
+            max_tokens=cfg.max_tokens,
+        )
+        seconds["rollout"] = time.perf_counter() - started
+
+        # ------------------------------------------------------------ reward: right answer and right format
+        texts = [decode(tokenizer, s.tokens) for group in groups for s in group]
+        golds = [problems[chosen[i]].gold for i in mine for _ in range(cfg.group_size)]
+        scores = grader.score(texts, golds, cfg.format)
+        rewards = iter(scores.rewards)
+        fresh_here = [
+            (i, [Response(problems[chosen[i]].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, next(rewards), step)
+                 for s in group])
+            for i, group in zip(mine, groups, strict=True)
+        ]  # fmt: skip
+        fresh = [group for _, group in sorted(gather(fresh_here), key=lambda entry: entry[0])]
+        reflects, kills, unparsable = zip(*gather([(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)]),
+                                          strict=True)  # fmt: skip
+        state["position"] += n_fresh
+        state["rollouts"] += n_fresh * cfg.group_size
+        seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
+
+        # ------------------------------------------------------------ mix with replay (Sec. 4.1)
+        count = cfg.prompts_per_step - n_fresh
+        replayed = buffer.draw(count, np.random.default_rng([cfg.seed, 2, step])) if count else []
+        new, old = [r for group in fresh for r in group], [r for group in replayed for r in group]
+        batch = new + old
+        engine.sleep()
+
+        # ------------------------------------------------------------ log-probs under the frozen policies, and values
+        def passed(model: torch.nn.Module, responses: list[Response], full: bool = False) -> list[torch.Tensor]:
+            nonlocal tokens_forward
+            tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
+            return frozen_pass(model, responses, frozen_budget, device, full) if responses else []
+
+        if unchecked:  # a sync that failed is silent: compare the two on a few samples, once
+            few = new[:16]
+            check_gap([r.logp_b for r in few], frozen_pass(policy, few, frozen_budget, device, False), cfg.dtype)
+            unchecked = False
+        if cfg.behaviour_logp == "trainer":
+            logps = passed(policy, new)
+            engine_gap = (torch.cat(logps) - torch.cat([r.logp_b for r in new])).abs().mean().item()
+            for r, logp in zip(new, logps, strict=True):
+                r.logp_b = logp
+        for r in new:
+            r.logp_k = r.logp_b  # fresh data was sampled by pi_k: c = 1, no pass
+        for r, logp in zip(old, passed(policy, old), strict=True):
+            r.logp_k = logp
+        if anchored:
+            missing = [r for r in batch if r.logp_base is None]  # replayed responses have it from their first step
+            for r, logp in zip(missing, passed(base, missing, full), strict=True):
+                r.logp_base = logp
+        fixed = fixed_lambda(cfg)
+        lam = loss.kl_convex_lambda(step) if fixed is None else fixed
+        if anchored and lam < 1:  # while lambda = 1 nothing of pi_{k-1} is needed
+            if precedent is not None:
+                logps = passed(precedent, batch, full)
+            else:
+                logps = passed(policy, batch, full) if full else [r.logp_k for r in batch]
+            for r, logp in zip(batch, logps, strict=True):
+                r.logp_prev = logp
+        if precedent is not None:
+            copy_weights(precedent, policy)  # pi_k, which is pi_{k-1} of the next step
+        if critic is not None:  # values of all data, replayed too, with the current critic
+            for r, values in zip(batch, passed(critic, batch), strict=True):
+                r.values = values
+        seconds["frozen"] = time.perf_counter() - started - sum(seconds.values())
+
+        # ------------------------------------------------------------ advantages A^{pi_k}
+        if cfg.algo == "grpo":
+            advantages = loss.group_advantages(torch.tensor([r.reward for r in batch]), cfg.group_size)
+            for r, advantage in zip(batch, advantages, strict=True):
+                r.advantages = advantage.expand(len(r.tokens))
+        else:
+            mask, values = pad([torch.ones(len(r.tokens)) for r in batch], "cpu"), pad([r.values for r in batch], "cpu")
+            at_end = torch.zeros_like(mask)  # (B, T): the reward stands on the last token
+            for b, r in enumerate(batch):
+                at_end[b, len(r.tokens) - 1] = r.reward
+            trace = None
+            if cfg.vtrace:
+                trace = pad([torch.exp(r.logp_k - r.logp_b).clamp(max=1) for r in batch], "cpu")
+            advantages, returns = loss.gae(at_end, values, mask, cfg.gamma, cfg.gae_lambda, trace)
+            if cfg.whiten:
+                advantages = loss.whiten(advantages, mask)
+            for b, r in enumerate(batch):
+                r.advantages, r.returns = advantages[b, : len(r.tokens)], returns[b, : len(r.tokens)]
+        clip_eps = cfg.clip_eps
+        if cfg.geppo_clip:
+            ages = np.bincount([step - r.step for r in batch], minlength=n_ages) / len(batch)
+            clip_eps = loss.geppo_clip_eps(clip_eps, ages.tolist())
+
+        # ------------------------------------------------------------ update: m passes of mini-batches (Sec. 4.1, UTD)
+        totals, grad_norms = torch.zeros(5 + 6 * n_ages, dtype=torch.float64), []
+        for number in range(passes):
+            for mini in mini_batches(fresh, replayed, cfg.mini_batch, np.random.default_rng([cfg.seed, 3, step, number])):
+                responses = [r for group in mini for r in group]
+                lengths = [len(r.prompt) + len(r.tokens) for r in responses]
+                n_tokens = sum(len(r.tokens) for r in responses)  # global: every rank, every micro-batch
+                tokens_backward += sum(lengths)
+                sums = torch.zeros_like(totals, device=device)
+                gap = torch.zeros(1, dtype=torch.float64, device=device)
+                for indices in micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]:
+                    part = [responses[i] for i in indices or [0]]
+                    tensors = collate(part, device)
+                    if not indices:  # out of work: run along with nothing to learn from
+                        tensors["mask"].zero_()
+                    mask = tensors["mask"]
+                    logp_k, logp_b, A = (pad([getattr(r, name) for r in part], device) for name in ("logp_k", "logp_b", "advantages"))
+                    logp, H = policy(**tensors, full=full)
+                    logp_full = logp  # (B, T, V) for the exact KL, else (B, T)
+                    if full:
+                        logp = logp.gather(-1, tensors["labels"][..., None]).squeeze(-1)
+
+                    pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
+                    terms = [pg, torch.zeros_like(pg), H, torch.zeros_like(pg)]
+                    total = pg - cfg.entropy_coef * H
+                    if anchored:
+                        logp_base = pad([r.logp_base for r in part], device)
+                        logp_prev = pad([r.logp_prev for r in part], device) if lam < 1 else None
+                        terms[1] = loss.kl_convex(logp_full, logp_base, logp_prev, lam, cfg.kl_estimator)
+                        total = total + cfg.kl_coef * terms[1]
+                    # FSDP averages gradients over the ranks, the loss is a sum over them: hence * world
+                    (loss.token_mean(total, mask, n_tokens) * world).backward()
+                    if critic is not None:
+                        old_values, returns = pad([r.values for r in part], device), pad([r.returns for r in part], device)
+                        del tensors["labels"]
+                        terms[3] = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
+                        (loss.token_mean(terms[3], mask, n_tokens) * world).backward()
+
+                    with torch.no_grad():
+                        sums[:4] += torch.stack([(x.double() * mask).sum() for x in terms])
+                        sums[4] += mask.sum()
+                        age = torch.tensor([step - r.step for r in part], device=device)[:, None]  # (B, 1)
+                        for i in range(n_ages):
+                            at = slice(5 + 6 * i, 11 + 6 * i)
+                            sums[at] += loss.ratio_sums(logp, logp_k, logp_b, A, mask * (age == i), clip_eps)
+                        gap += ((logp - logp_b).abs() * mask * (age == 0)).sum()
+                if world > 1:
+                    dist.all_reduce(sums)
+                    dist.all_reduce(gap)
+                if not grad_norms and cfg.behaviour_logp == "engine":  # nothing updated yet: the two differ by rounding
+                    engine_gap = gap.item() / max(sums[5].item(), 1)
+                names = ("policy_loss", "kl", "entropy", "value_loss")
+                stop_if_not_finite(step, **dict(zip(names, sums[:4].tolist(), strict=True)))
+                norms = {}
+                for name in optimizers:
+                    norm = torch.nn.utils.clip_grad_norm_(models[name].parameters(), cfg.grad_clip)
+                    norms[name] = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+                stop_if_not_finite(step, **{f"gradient of the {name}": norm for name, norm in norms.items()})
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                    optimizer.zero_grad()
+                totals += sums.cpu()
+                grad_norms.append(norms)
+        state["gradient_steps"] += len(grad_norms)
+        seconds["update"] = time.perf_counter() - started - sum(seconds.values())
+
+        # ------------------------------------------------------------ push to the buffer
+        if mixing and cfg.off_policy_ratio > 0:
+            buffer.push(fresh)
+        state["step"] = step
+        state["seconds"] += time.perf_counter() - started
+
+        # ------------------------------------------------------------ log; the terms are means over all updates of the step
+        n = totals[4].item()
+        row = {k: state[k] for k in ("step", "rollouts", "gradient_steps", "seconds")}
+        row |= dict(
+            reward=float(np.mean([r.reward for r in new])),
+            response_length=float(np.mean([len(r.tokens) for r in new])),
+            reflection_rate=sum(reflects) / len(new),
+            truncation_rate=float(np.mean([not r.finished for r in new])),
+            grader_kills=sum(kills), grader_unparsable=sum(unparsable),
+            off_policy_ratio=len(old) / len(batch), kl_convex_lambda=lam, clip_eps=clip_eps,
+            policy_loss=totals[0].item() / n, kl=totals[1].item() / n, entropy=totals[2].item() / n,
+            value_loss=totals[3].item() / n, grad_norm=float(np.mean([norms["policy"] for norms in grad_norms])),
+            engine_gap=engine_gap, tokens_forward=tokens_forward, tokens_backward=tokens_backward,
+        )  # fmt: skip
+        for i in range(n_ages):
+            sums = totals[5 + 6 * i : 11 + 6 * i]
+            if sums[0] > 0:
+                row |= {f"{name}/age{i}": value for name, value in loss.ratio_diagnostics(sums).items()}
+        row |= {f"seconds_{name}": value for name, value in seconds.items()}
+
+        # ------------------------------------------------------------ evaluate
+        last = step == cfg.steps
+        if eval_problems and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
+            engine.sync(full_weights(policy))
+            row |= evaluate()
+            engine.sleep()
+        log(row)
+        summary = f"step {step:4d}  reward {row['reward']:.2f}  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
+        if "eval/pass@1" in row:
+            summary += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+        say(f"{summary}  {sum(seconds.values()):.1f} s")
+        progress.update()
+
+        # ------------------------------------------------------------ save
+        if last or step % cfg.save_every == 0:
+            checkpoint.save(out, step, models, optimizers, state | dict(buffer=buffer.state_dict()))
+
+    progress.close()
+    checkpoint.export(policy, tokenizer, out / "model")
+    if main_rank:
+        plot_runs({cfg.algo: [str(out)]}, str(out / "curve.png"))
+        say(f"done: {out}/model, {out}/metrics.jsonl, {out}/curve.png")
+    grader.close()
+    engine.close()
+
+
+def main() -> None:
+    try:  # bad input: one sentence, before any model is loaded
+        cfg = parse_config()
+        check_config(cfg)
+        check_out(cfg)
+        rank, world, device = init_distributed()
+        transformers.utils.logging.disable_progress_bar()
+        *loaded, lines = load_data(cfg)
+    except ValueError as error:
+        sys.exit(f"remix.py: {error}")
+    if rank == 0:
+        print("\n".join(lines))
+        Path(cfg.out).mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(Path(cfg.out) / "config.json", asdict(cfg) | dict(git_commit=git_commit(), ranks=world))
+    dist.barrier()
+    try:
+        train(cfg, device, *loaded)
+    except FloatingPointError as error:
+        sys.exit(f"remix.py: {error}")
+    if dist.is_initialized():  # vLLM's engine destroys the group when it closes
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Sampling: vLLM inside the training process, or transformers' generate where vLLM cannot be installed.
+
+Two engines, one interface (`make_engine`), both with the log-prob of every sampled token under the sampled policy:
+    generate(prompts, n, seeds=..., ...) -> for each prompt n Samples; sync(weights) puts the trainer's weights in; close()
+
+- Training needs temperature-scaled, unfiltered log-probs (top_p = 1): exact importance ratios. vLLM gives them with
+  logprobs_mode="processed_logprobs"; the trainer divides its logits by the same temperature.
+- Seeds are per response (seed + j for the j-th of a prompt), so a response does not depend on which others were
+  sampled beside it, nor on the number of ranks.
+- A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer log-probs (`check_gap`)
+  after the first sync and on every resume.
+- vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before `make_engine`.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+
+class Sample(NamedTuple):
+    tokens: list[int]  # response token ids; the last one is eos when finished
+    logp: list[float]  # log-prob of each token under the sampled policy, nats
+    finished: bool  # False: cut at max_tokens
+
+
+def make_engine(
+    kind: str,
+    model: str,
+    *,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    dtype: str = "float32",
+    gpu_memory: float = 0.5,
+    tensor_parallel: int = 1,
+):
+    """The sampler of `model` (folder or hub name). kind: "vllm", "hf", or "auto" = vllm where it can be imported.
+    max_prompt_tokens, max_tokens: longest prompt and response it must hold. gpu_memory: share of the GPU for vLLM."""
+    if kind == "auto":
+        try:
+            import vllm  # noqa: F401
+
+            kind = "vllm"
+        except ImportError:
+            print("vLLM is not installed: sampling with transformers' generate (--engine hf)")
+            kind = "hf"
+    if kind == "vllm":
+        return VLLMEngine(model, max_prompt_tokens + max_tokens, dtype, gpu_memory, tensor_parallel)
+    return HFEngine(model, dtype)
+
+
+def quiet_vllm() -> None:
+    """Environment that vLLM reads at import: in-process engine, no logs, no compilation on CPU (its 9 s buy nothing
+    for a model of this size). Variables that the user has set are kept."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    for name, value in dict(VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1").items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    logging.getLogger("vllm").addHandler(logging.NullHandler())
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+class VLLMEngine:
+    def __init__(self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int):
+        quiet_vllm()
+        from vllm import LLM, SamplingParams
+
+        self.SamplingParams = SamplingParams
+        self.gpu = torch.cuda.is_available()
+        if self.gpu:
+            args = dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
+        else:  # chunked prefill crashes seeded requests on CPU; block_size 32 doubles the speed of shared prefixes
+            args = dict(
+                kv_cache_memory_bytes=1 << 30, enforce_eager=True, block_size=32,
+                enable_chunked_prefill=False, max_num_batched_tokens=max(max_model_len, 8192),
+            )  # fmt: skip
+        # LLM() reseeds the global generator and changes LOCAL_WORLD_SIZE and the thread count: put them back
+        env, threads, rng = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+        self.llm = LLM(
+            model, dtype=dtype, max_model_len=max_model_len, seed=0, tensor_parallel_size=tensor_parallel,
+            distributed_executor_backend="external_launcher", logprobs_mode="processed_logprobs",
+            generation_config="vllm", enable_prefix_caching=True, use_tqdm_on_load=False,
+            disable_log_stats=True, **args,
+        )  # fmt: skip
+        os.environ.clear()
+        os.environ.update(env)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(rng)
+        self.asleep: set[str] = set()  # what of the engine's GPU memory is given away
+        self.sleep()
+
+    def sleep(self) -> None:
+        """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as garbage)."""
+        if self.gpu and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = {"weights", "kv_cache"}
+
+    def wake(self, *tags: str) -> None:
+        for tag in tags:
+            if tag in self.asleep:
+                torch.cuda.empty_cache()
+                self.llm.wake_up(tags=[tag])
+                self.asleep.remove(tag)
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace the engine's weights. weights: (name, full tensor) over state_dict(), tied heads included
+        (named_parameters() leaves a tied model's old head in place). The prefix cache holds the old policy's keys."""
+        self.wake("weights")
+        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights)))
+        self.llm.reset_prefix_cache()
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        n: int = 1,
+        *,
+        seeds: list[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int,
+    ) -> list[list[Sample]]:
+        """n samples of each prompt (token ids). seeds: one a prompt, at least n apart: sample j uses seed + j."""
+        if not prompts:
+            return []
+        self.wake("weights", "kv_cache")
+        params = [
+            self.SamplingParams(
+                n=n, seed=seed, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_tokens,
+                logprobs=0, flat_logprobs=True, detokenize=False,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        outputs = self.llm.generate([dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        return [
+            [Sample(list(o.token_ids), list(o.logprobs.logprobs), o.finish_reason == "stop") for o in request.outputs]
+            for request in outputs
+        ]
+
+    def close(self) -> None:
+        """Free the engine. vLLM destroys the default process group with it: call this last."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+class HFEngine:
+    """transformers' generate. Each row draws from a generator of its own, so seeds mean the same as in vLLM."""
+
+    def __init__(self, model: str, dtype: str, rows: int = 256):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device)
+        self.rows = rows  # sequences decoded together
+        eos, tokenizer_eos = self.lm.generation_config.eos_token_id, AutoTokenizer.from_pretrained(model).eos_token_id
+        self.eos = [tokenizer_eos] if eos is None else eos if isinstance(eos, list) else [eos]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = self.lm.state_dict()
+        with torch.no_grad():
+            for name, weight in weights:
+                own[name].copy_(weight)
+
+    def sleep(self) -> None:
+        """Nothing to free; vLLM's engine has it."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[list[int]],
+        n: int = 1,
+        *,
+        seeds: list[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int,
+    ) -> list[list[Sample]]:
+        rows = [(i, seed + j) for i, seed in enumerate(seeds) for j in range(n)]
+        samples: list[list[Sample]] = [[] for _ in prompts]
+        for start in range(0, len(rows), self.rows):
+            chunk = rows[start : start + self.rows]
+            width = max(len(prompts[i]) for i, _ in chunk)
+            pad = [width - len(prompts[i]) for i, _ in chunk]  # generate wants the prompts flush right
+            ids = torch.tensor([[self.eos[0]] * p + prompts[i] for p, (i, _) in zip(pad, chunk, strict=True)])
+            mask = torch.tensor([[0] * p + [1] * (width - p) for p in pad])
+            draw = SeededDraw([seed for _, seed in chunk], temperature, top_p)
+            out = self.lm.generate(
+                ids.to(self.lm.device), attention_mask=mask.to(self.lm.device), logits_processor=[draw],
+                do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens,
+                eos_token_id=self.eos, pad_token_id=self.eos[0],
+            )[:, width:]  # fmt: skip
+            logp = torch.stack(draw.logp, 1).tolist()
+            for (i, _), tokens, row_logp in zip(chunk, out.tolist(), logp, strict=True):
+                end = next((t + 1 for t, token in enumerate(tokens) if token in self.eos), None)
+                samples[i].append(Sample(tokens[:end], row_logp[:end], end is not None))
+        return samples
+
+    def close(self) -> None:
+        del self.lm
+
+
+class SeededDraw:
+    """A logits processor that samples by itself (Gumbel-max: argmax of log p + Gumbel noise is a draw from p), each
+    row with its own generator, and leaves generate's greedy decoding no choice but the token drawn."""
+
+    def __init__(self, seeds: list[int], temperature: float, top_p: float):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature, self.top_p = temperature, top_p
+        self.logp: list[torch.Tensor] = []  # one (rows,) a generated token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logp = torch.log_softmax(scores.float() / max(self.temperature, 1e-6), dim=-1)
+        if self.top_p < 1:  # nucleus: the smallest set of tokens whose probability reaches top_p
+            ordered, order = logp.sort(descending=True)
+            before = ordered.exp().cumsum(-1) - ordered.exp()
+            outside = (before >= self.top_p).scatter(-1, order, before >= self.top_p)
+            logp = torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
+        noise = torch.stack([torch.empty(logp.shape[-1]).exponential_(generator=g) for g in self.generators])
+        token = (logp - noise.to(logp.device).log()).argmax(-1, keepdim=True)
+        self.logp.append(logp.gather(-1, token).squeeze(-1))
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def check_gap(engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str) -> float:
+    """Mean |engine - trainer| log-prob over some samples, nats. RuntimeError when it is more than rounding: then the
+    weights did not arrive, or temperature or chat template differ, and every importance ratio would be wrong."""
+    gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
+    limit = 1e-4 if dtype == "float32" else 0.05
+    if not gap <= limit:
+        raise RuntimeError(
+            f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average (limit {limit} in {dtype}): "
+            "the weight sync failed or they do not compute the same distribution; try --engine hf"
+        )
+    return gap
