@@ -113,9 +113,12 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
-def rewind_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`: the steps after the checkpoint are run again."""
+def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
+    """Drop the rows after `step`, which are run again. evaluated: whether an uninterrupted run evaluates at `step`; if
+    not, the evaluation that ended the first part goes too, so that a run does not show where it was stopped."""
     rows = [row for row in read_metrics(path) if row["step"] <= step]
+    if rows and not evaluated:
+        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(partial, path)

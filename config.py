@@ -25,7 +25,7 @@ class Config:
     paper builds on, where it is silent; "derived" from the rollout counts it reports."""
 
     # fmt: off
-    out: str = flag("runs/remix", "run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/")
+    out: str = flag("out/remix", "run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/")
     model: str = flag("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "base model: hub name, local folder, or 'tiny', the embedded one (paper Sec. 5.1)")
     data: str = flag("agentica-org/DeepScaleR-Preview-Dataset", "training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper Sec. 5.1)")
     prompt: str = flag("r1", "prompt format: r1, qwen, tinyzero, plain, or a FILE with {problem}")
@@ -142,13 +142,19 @@ def check_config(cfg: Config) -> None:
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     for name in "gamma gae_lambda".split():
         need(0 <= getattr(cfg, name) <= 1, name, "must be between 0 and 1")
-    need(P % m == 0, "mini_batch", f"does not divide --prompts_per_step {P}; take a divisor of it, {math.gcd(P, m)} say")
+    need(
+        P % m == 0, "mini_batch", f"does not divide --prompts_per_step {P}; take a divisor of it, {math.gcd(P, m)} say"
+    )
     need(0 <= cfg.off_policy_ratio < 1, "off_policy_ratio", "must be in [0, 1): some of the batch has to be fresh")
     need(int(P * (1 - cfg.off_policy_ratio)) >= 1, "off_policy_ratio", f"leaves no fresh prompt of {P}; lower it")
     p, N = cfg.off_policy_ratio, cfg.replay_window
     need(p <= N * (1 - p) + 1e-9, "off_policy_ratio", f"a window of --replay_window {N} steps holds too few responses to "
          f"fill a share of {p}; raise the window to {math.ceil(p / (1 - p) - 1e-9)} or lower the ratio")  # fmt: skip
-    need(cfg.algo == "ppo" or cfg.group_size >= 2, "group_size", "GRPO compares the responses of a group: give at least 2")
+    need(
+        cfg.algo == "ppo" or cfg.group_size >= 2,
+        "group_size",
+        "GRPO compares the responses of a group: give at least 2",
+    )
     need(cfg.top_p == 1, "top_p", "training must sample from the full distribution, or every importance ratio is wrong; "
          "use 1 (--eval_top_p is the one for evaluation)")  # fmt: skip
     need(0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]")

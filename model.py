@@ -6,6 +6,9 @@ and SDPA keeps its fast causal kernel. Temperature and precision live here, so t
 the distribution that the sampler draws from.
 """
 
+import os
+import socket
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,6 +18,32 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import loss
 from buffer import Response
+
+
+def init_distributed() -> tuple[int, int, str]:
+    """-> rank, ranks, device. A plain `python remix.py` becomes a job of one rank (vLLM wants the variables too)."""
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def gather(items: list) -> list:
+    """Every rank's list in one, the same on every rank: rank 0's items first."""
+    if dist.get_world_size() == 1:
+        return items
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+LOGITS_PER_CHUNK = 2**25  # 128 MiB in float32: 220 rows at Qwen's vocabulary of 151,936
 
 
 class Policy(nn.Module):
@@ -34,7 +63,7 @@ class Policy(nn.Module):
         rows = hidden[where[0], index[where]]  # (N, H): only the N response tokens pass through the head
         head = self.lm.get_output_embeddings()
         # A chunk of rows at a time, logits recomputed in the backward pass: (N, V) never exists as a whole
-        size = max(256, 2**25 // head.weight.shape[0])
+        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
         parts = [
             checkpoint(self.chunk, head, r, target, full, use_reentrant=False)
             for r, target in zip(rows.split(size), labels[where].split(size), strict=True)

@@ -27,7 +27,6 @@ Shapes: P prompts a step, G responses a prompt (a group), B = P * G, T response 
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 import checkpoint
@@ -49,7 +49,18 @@ from buffer import Buffer, Response, fresh_prompts
 from config import Config, check_config, check_out, fixed_lambda, parse_config
 from data import describe, load_problems
 from eval import decode, reflection_rate, sample, summarize
-from model import Critic, Policy, collate, copy_weights, full_weights, load_model, micro_batches, pad
+from model import (
+    Critic,
+    Policy,
+    collate,
+    copy_weights,
+    full_weights,
+    gather,
+    init_distributed,
+    load_model,
+    micro_batches,
+    pad,
+)  # fmt: skip
 from plot import plot_runs
 from reward import Grader
 from rollout import check_gap, make_engine
@@ -66,29 +77,6 @@ def git_commit() -> str:
         return "unknown"
 
 
-def init_distributed() -> tuple[int, int, str]:
-    """-> rank, ranks, device. A plain `python remix.py` becomes a job of one rank (vLLM wants the variables too)."""
-    if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo")
-    return dist.get_rank(), dist.get_world_size(), device
-
-
-def gather(items: list) -> list:
-    """Every rank's list in one, the same on every rank: rank 0's items first."""
-    if dist.get_world_size() == 1:
-        return items
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
 def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
     """Indices of the n prompts from `position` on, in the endless sequence of shuffled epochs over `count` problems."""
     epochs = range(position // count, (position + n - 1) // count + 1)
@@ -100,12 +88,17 @@ def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
 def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generator) -> list[list]:
     """One pass over the groups in mini-batches of about `size` groups, each with its share of replayed ones."""
     n = -(-(len(fresh) + len(replayed)) // size)
-    fresh, replayed = [fresh[i] for i in rng.permutation(len(fresh))], [replayed[i] for i in rng.permutation(len(replayed))]
+    fresh, replayed = (
+        [fresh[i] for i in rng.permutation(len(fresh))],
+        [replayed[i] for i in rng.permutation(len(replayed))],
+    )
     return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]
 
 
 @torch.no_grad()
-def frozen_pass(model: torch.nn.Module, responses: list[Response], budget: int, device: str, full: bool) -> list[torch.Tensor]:
+def frozen_pass(
+    model: torch.nn.Module, responses: list[Response], budget: int, device: str, full: bool
+) -> list[torch.Tensor]:
     """Log-probs (Policy; the whole log-softmax if full) or values (Critic) of all responses, the ranks sharing the work.
     -> one CPU tensor (T,) or (T, V) a response, on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -120,6 +113,8 @@ def frozen_pass(model: torch.nn.Module, responses: list[Response], budget: int, 
         else:
             rows = model(**batch, full=full)[0].cpu()
         results += [(i, rows[b, : len(responses[i].tokens)].clone()) for b, i in enumerate(indices)]
+    if isinstance(model, FSDPModule):
+        model.reshard()  # without a backward pass the root would stay whole on every rank
     return [row for _, row in sorted(gather(results), key=lambda pair: pair[0])]
 
 
@@ -179,8 +174,12 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     base = load_model(Policy, model_path, frozen=True, **how) if anchored else None
     keeps_precedent = anchored and cfg.kl_convex != "off" and cfg.precedent == "previous"
     precedent = load_model(Policy, model_path, frozen=True, **how) if keeps_precedent else None
-    critic = load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how) if cfg.algo == "ppo" else None
-    models = {k: v for k, v in dict(policy=policy, critic=critic, base=base, precedent=precedent).items() if v is not None}
+    critic = (
+        load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how) if cfg.algo == "ppo" else None
+    )
+    models = {
+        k: v for k, v in dict(policy=policy, critic=critic, base=base, precedent=precedent).items() if v is not None
+    }
     rates = dict(policy=cfg.lr, critic=cfg.critic_lr)
     optimizers = {
         name: torch.optim.AdamW(models[name].parameters(), lr=rate, weight_decay=cfg.weight_decay, fused=True)
@@ -195,7 +194,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         buffer.load_state_dict(state.pop("buffer"))
         say(f"going on after step {state['step']} of {out}")
     if main_rank:
-        checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1)
+        scheduled = bool(cfg.eval_every) and state["step"] % cfg.eval_every == 0
+        checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1, scheduled)
     grader = Grader(workers=cfg.grader_workers)
     full = cfg.kl_estimator == "exact"
     frozen_budget = 4 * cfg.tokens_per_micro_batch  # without gradients a token needs a fraction of the memory
@@ -210,6 +210,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(row: dict) -> None:
+        row = {k: v for k, v in row.items() if v == v}  # JSON has no nan: what is undefined is left out
         if main_rank:
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -222,7 +223,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         if eval_problems:
             say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {row['eval/response_length']:.0f} tokens a response")
     unchecked = True  # engine and trainer have not been compared since the start or the resume
-    progress = tqdm(total=cfg.steps, initial=state["step"], desc="ReMix", unit="step", disable=not main_rank)
+    progress = tqdm(
+        total=cfg.steps, initial=state["step"], desc="ReMix", unit="step", disable=None if main_rank else True
+    )
 
     for step in range(state["step"] + 1, cfg.steps + 1):
         started = time.perf_counter()
@@ -343,7 +346,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         # ------------------------------------------------------------ update: m passes of mini-batches (Sec. 4.1, UTD)
         totals, grad_norms = torch.zeros(5 + 6 * n_ages, dtype=torch.float64), []
         for number in range(passes):
-            for mini in mini_batches(fresh, replayed, cfg.mini_batch, np.random.default_rng([cfg.seed, 3, step, number])):
+            for mini in mini_batches(
+                fresh, replayed, cfg.mini_batch, np.random.default_rng([cfg.seed, 3, step, number])
+            ):
                 responses = [r for group in mini for r in group]
                 lengths = [len(r.prompt) + len(r.tokens) for r in responses]
                 n_tokens = sum(len(r.tokens) for r in responses)  # global: every rank, every micro-batch
@@ -356,7 +361,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     if not indices:  # out of work: run along with nothing to learn from
                         tensors["mask"].zero_()
                     mask = tensors["mask"]
-                    logp_k, logp_b, A = (pad([getattr(r, name) for r in part], device) for name in ("logp_k", "logp_b", "advantages"))
+                    logp_k, logp_b, A = (
+                        pad([getattr(r, name) for r in part], device) for name in ("logp_k", "logp_b", "advantages")
+                    )
                     logp, H = policy(**tensors, full=full)
                     logp_full = logp  # (B, T, V) for the exact KL, else (B, T)
                     if full:
@@ -373,7 +380,10 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     # FSDP averages gradients over the ranks, the loss is a sum over them: hence * world
                     (loss.token_mean(total, mask, n_tokens) * world).backward()
                     if critic is not None:
-                        old_values, returns = pad([r.values for r in part], device), pad([r.returns for r in part], device)
+                        old_values, returns = (
+                            pad([r.values for r in part], device),
+                            pad([r.returns for r in part], device),
+                        )
                         del tensors["labels"]
                         terms[3] = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
                         (loss.token_mean(terms[3], mask, n_tokens) * world).backward()
@@ -459,6 +469,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows every step as it ends
     try:  # bad input: one sentence, before any model is loaded
         cfg = parse_config()
         check_config(cfg)

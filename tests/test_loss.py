@@ -8,9 +8,15 @@ import torch
 
 import loss
 
-torch.set_default_dtype(torch.float64)
 EPS = 0.2
 tensor = torch.tensor
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def log_probs(rng, *shape):

@@ -1,0 +1,431 @@
+"""Problems, gold answers and prompts: from a row of some data set to the token ids that the model is asked with.
+
+A source (`--data`) is `tiny` (the embedded task), the name of a benchmark, a hub name, a local .json / .jsonl /
+.parquet file or a folder of such files. Field names are found among the usual ones or given by flag. Rows are dropped,
+and always counted, for three reasons: no problem text or no answer, a gold answer that the grader cannot read, a prompt
+that is too long. The paper trains on DeepScaleR (about 40k problems) with prompts of at most 766 tokens, and evaluates
+on five sets.
+
+[open] The paper does not name its prompt. `r1` is what DeepScaleR does with the same base models: the model's own chat
+template, the problem followed by one sentence of instruction, and an opened <think>.
+
+    python data.py --data FILE_OR_HUB_NAME --model DIR    # what would be used: counts, the first prompt
+    python data.py --check DIR    # grade every gold of the benchmarks against itself and against the others
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import reward
+from reward import Gold
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+PROBLEM_FIELDS = ("problem", "question", "prompt", "input")
+ANSWER_FIELDS = (
+    "answer",
+    "final_answer",
+    "target",
+    "ground_truth",
+    "expected_answer",
+    "reward_model.ground_truth",
+)
+SOLUTION_FIELDS = (
+    "solution",
+    "answer",
+)  # of these only the last \boxed{} counts (or what follows GSM8K's ####)
+
+
+class Problem(NamedTuple):
+    id: int  # row number in the source, so that it does not depend on what was dropped
+    problem: str
+    gold: str | Gold
+    prompt_ids: list[int]
+
+
+class Prompt(NamedTuple):
+    template: str  # text with {problem}
+    format: str  # how reward.py reads the response: r1 | tags | boxed
+    chat: bool = True  # wrap into the tokenizer's chat template; else used raw
+    system: str | None = None
+    think: bool = False  # the prompt must end with an opened "<think>\n"
+
+
+PROMPTS = {
+    "r1": Prompt("{problem} Let's think step by step and output the final answer within \\boxed{}.", "r1", think=True),
+    "qwen": Prompt(
+        "{problem}", "boxed", system="Please reason step by step, and put your final answer within \\boxed{}."
+    ),
+    "tinyzero": Prompt(
+        "A conversation between User and Assistant. The User poses a problem. The Assistant first reasons about it "
+        "privately, inside <think> and </think>, and then states only the final answer, inside <answer> and "
+        "</answer>.\nUser: {problem}\nAssistant: I will work through this step by step.\n<think>",
+        "tags",
+        chat=False,
+    ),
+    "plain": Prompt("{problem}", "r1"),
+}
+
+
+class Benchmark(NamedTuple):
+    title: str  # column heading, as the paper prints it
+    hub: str
+    config: str | None
+    split: str
+    file: str  # name in a local folder (DeepScaleR's files); NAME.json, .jsonl or .parquet are found too
+    sizes: tuple[int, ...]  # what a complete set holds
+
+
+BENCHMARKS = {  # in the paper's column order
+    "aime24": Benchmark("AIME24", "HuggingFaceH4/aime_2024", None, "train", "test_aime.json", (30,)),
+    "amc23": Benchmark("AMC23", "math-ai/amc23", None, "test", "test_amc.json", (40,)),
+    "amc": Benchmark("AMC", "AI-MO/aimo-validation-amc", None, "train", "test_amc.json", (83,)),  # 2022 and 2023
+    "math500": Benchmark("MATH500", "HuggingFaceH4/MATH-500", None, "test", "test_math.json", (500,)),
+    "minerva": Benchmark("Minerva", "math-ai/minervamath", None, "test", "test_minerva.json", (272,)),
+    "olympiadbench": Benchmark(
+        "OlympiadBench",
+        "Hothan/OlympiadBench",
+        "OE_TO_maths_en_COMP",
+        "train",
+        "test_olympiad_bench.json",
+        (674, 675),
+    ),
+}
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------
+
+
+def get_prompt(name: str) -> Prompt:
+    """A named prompt, or the text of a file with {problem} in it (used raw, format boxed)."""
+    if name in PROMPTS:
+        return PROMPTS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"--prompt {name}: neither one of {', '.join(PROMPTS)} nor a file; give one of these.")
+    text = path.read_text(encoding="utf-8")
+    if "{problem}" not in text:
+        raise ValueError(f"--prompt {name}: the file does not contain {{problem}}; put it where the problem goes.")
+    return Prompt(text, "boxed", chat=False)
+
+
+def render(problem: str, prompt: Prompt, tokenizer) -> str:
+    """The prompt as text, special tokens of the chat template included."""
+    text = prompt.template.replace("{problem}", problem)  # not str.format: \boxed{} has braces of its own
+    if not prompt.chat:
+        return text
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    messages.append({"role": "user", "content": text})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if prompt.think:  # some releases of the R1 tokenizers open <think> themselves, older ones do not
+        text = text.rstrip() if text.rstrip().endswith("<think>") else text + "<think>"
+        text += "\n"
+    return text
+
+
+def encode(problem: str, prompt: Prompt, tokenizer) -> list[int]:
+    """Token ids of the whole prompt, with exactly one beginning-of-sequence token where the model has one."""
+    text = render(problem, prompt, tokenizer)
+    # A chat template writes its own special tokens; asking the tokenizer for them too would double the first.
+    bos = tokenizer.bos_token
+    special = not prompt.chat and not (bos and text.startswith(bos))
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, flag: str = "--data") -> list[dict]:
+    """Rows of one file. Arrow wants one type per field; a JSON file that mixes them is read by the json module."""
+    import datasets
+
+    if not path.is_file():
+        raise ValueError(f"{flag} {path}: there is no such file; give an existing one ({', '.join(SUFFIXES)}).")
+    parquet = path.suffix == ".parquet"
+    read = datasets.Dataset.from_parquet if parquet else datasets.Dataset.from_json  # load_dataset() asks the hub first
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as cache:  # nothing stale, nothing shared between ranks
+            rows = list(read(str(path), cache_dir=cache, keep_in_memory=True))
+    except Exception as error:  # `datasets` raises its own, arrow's and plain ValueErrors for an unreadable file
+        if parquet:
+            raise ValueError(f"{flag} {path}: this is no readable Parquet file ({_reason(error)}).") from error
+        rows = _read_json(path, flag)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{flag} {path}: expected rows of fields (JSON objects); look at the file.")
+    return rows
+
+
+def _read_json(path: Path, flag: str) -> list:
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text)
+        return rows if isinstance(rows, list) else [rows]
+    except json.JSONDecodeError:
+        pass
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{flag} {path}: neither a JSON list nor JSON lines (line {number}: {error.msg}); mend the file."
+                ) from error
+    return rows
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def read_hub(name: str, config: str | None = None, split: str = "train") -> list[dict]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return list(datasets.load_dataset(name, config, split=split))
+    except Exception as error:  # not found, not reachable, no such split: one sentence for all of them
+        raise ValueError(
+            f"--data {name}: no local file or folder, and not to be had from the hub ({_reason(error)}); "
+            "give a path, or a hub name that this machine can reach."
+        ) from error
+
+
+def read_benchmark(name: str, data_dir: str | None = None) -> list[dict]:
+    """All rows of a benchmark, from `data_dir` if given, else from the hub. A wrong number of rows is an error."""
+    bench = BENCHMARKS[name]
+    if data_dir is None:
+        rows, where = read_hub(bench.hub, bench.config, bench.split), bench.hub
+    else:
+        if not Path(data_dir).is_dir():
+            raise ValueError(f"--data_dir {data_dir}: there is no such folder.")
+        tries = [Path(data_dir, name + suffix) for suffix in SUFFIXES] + [Path(data_dir, bench.file)]
+        where = next((path for path in tries if path.is_file()), None)
+        if where is None:
+            names = ", ".join(path.name for path in tries)
+            raise ValueError(f"--data_dir {data_dir}: holds no file for {name}; put one of {names} there.")
+        rows = read_file(where)
+        if name == "amc23" and len(rows) == 83:  # DeepScaleR's file has both years, the link tells which
+            rows = [row for row in rows if "2023_AMC" in str(row.get("url"))]
+    if len(rows) not in bench.sizes:
+        sizes = " or ".join(map(str, bench.sizes))
+        raise ValueError(
+            f"--data {name}: {where} gives {len(rows)} problems where the set has {sizes}; get the complete set, or "
+            "give the file itself as --data to use it as it is."
+        )
+    return rows
+
+
+def read_rows(source: str, split: str = "train", data_dir: str | None = None) -> list[dict]:
+    """Rows of any source; `split` matters for `tiny` and hub names."""
+    path = Path(source)
+    if source == "tiny":
+        import base_model
+
+        return base_model.embedded_problems(split)
+    if source in BENCHMARKS:
+        return read_benchmark(source, data_dir)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if not files:
+            raise ValueError(f"--data {source}: the folder holds no {', '.join(SUFFIXES)} file.")
+        return [row for file in files for row in read_file(file)]
+    if path.is_file() or path.suffix in SUFFIXES or source.startswith(("/", ".", "~")):
+        return read_file(path.expanduser())
+    if "," in source:
+        return [row for part in source.split(",") for row in read_rows(part.strip(), split, data_dir)]
+    return read_hub(source, split=split)
+
+
+# --- fields ------------------------------------------------------------------------------------------------------
+
+
+def get_field(row: dict, field: str) -> Any:
+    """row["a"]["b"] for the field "a.b"; None where it is absent."""
+    if field in row:
+        return row[field]
+    for name in field.split("."):
+        row = row.get(name) if isinstance(row, dict) else None
+    return row
+
+
+def find_field(rows: list[dict], usual: Iterable[str], given: str | None, flag: str, source: str) -> str:
+    for field in [given] if given else usual:
+        if any(get_field(row, field) is not None for row in rows):
+            return field
+    present = ", ".join(sorted({name for row in rows[:1000] for name in row}))
+    missing = f"no row has the field {given!r}" if given else f"none of the usual fields ({', '.join(usual)}) is there"
+    raise ValueError(f"{flag} {given or ''}".rstrip() + f": {missing} in {source}; name one of: {present}.")
+
+
+def get_problem(row: dict, field: str) -> str | None:
+    """Problem text; of a list of chat messages it is what the user says last."""
+    value = get_field(row, field)
+    if isinstance(value, list):
+        said = [turn.get("content") for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
+        value = said[-1] if said else None
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def get_gold(row: dict, field: str) -> str | Gold | None:
+    """Gold answer; a list holds alternatives. OlympiadBench's unit, error tolerance and "several values" are kept."""
+    value = get_field(row, field)
+    answers = [_answer_text(v, field) for v in (value if isinstance(value, (list, tuple)) else [value])]
+    answers = list(dict.fromkeys(a for a in answers if a))
+    if not answers:
+        return None
+    unit = str(row.get("unit") or "").strip("$ ")  # "$cm^2$"
+    error, multiple = row.get("error"), bool(row.get("is_multiple_answer"))
+    if len(answers) == 1 and not (unit or error or multiple):
+        return answers[0]
+    return Gold(tuple(answers), unit or None, str(error) if error else None, multiple)
+
+
+def _answer_text(value: Any, field: str) -> str | None:
+    if value is None or isinstance(value, (bool, dict)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # AMC's 8178.0 is the integer: as a decimal it would be graded with a tolerance
+    text = str(value).strip()
+    if field in SOLUTION_FIELDS:
+        if "####" in text:
+            text = text.rsplit("####", 1)[1].strip()
+        elif field == "solution" or "\\boxed{" in text:
+            return reward.extract_answer(text, "boxed")
+    return text or None
+
+
+# --- the whole way -----------------------------------------------------------------------------------------------
+
+
+def load_problems(
+    source: str,
+    tokenizer,
+    prompt: str = "r1",
+    max_prompt_tokens: int | None = 766,
+    problem_field: str | None = None,
+    answer_field: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    data_dir: str | None = None,
+) -> tuple[list[Problem], dict[str, int]]:
+    """Problems of a source with their encoded prompts, in the source's order, and what became of its rows.
+
+    `tokenizer` None leaves prompt_ids empty (for grading responses that exist already). `limit` stops after that many
+    kept problems. counts: rows looked at = no_answer + unparsable + too_long + kept.
+    Raises ValueError, one sentence with the flag named, when nothing usable comes out.
+    """
+    template = get_prompt(prompt)
+    if tokenizer is not None and template.chat and not tokenizer.chat_template:
+        raise ValueError(
+            f"--prompt {prompt}: this model's tokenizer has no chat template; use --prompt tinyzero or a FILE."
+        )
+    rows = read_rows(source, split, data_dir)
+    if not rows:
+        raise ValueError(f"--data {source}: holds no rows; give a source with problems.")
+    problem_field = find_field(rows, PROBLEM_FIELDS, problem_field, "--problem_field", source)
+    answer_field = find_field(rows, (*ANSWER_FIELDS, "solution"), answer_field, "--answer_field", source)
+
+    problems: list[Problem] = []
+    counts = dict.fromkeys(("rows", "no_answer", "unparsable", "too_long", "kept"), 0)
+    parsable: dict[str | Gold, bool] = {}  # golds repeat a lot, and reading one can take a millisecond
+    for row_id, row in enumerate(rows):
+        if limit is not None and len(problems) == limit:
+            break
+        counts["rows"] += 1
+        text, gold = get_problem(row, problem_field), get_gold(row, answer_field)
+        if text is None or gold is None:
+            counts["no_answer"] += 1
+            continue
+        if gold not in parsable:
+            parsable[gold] = reward.parsable(gold)
+        if not parsable[gold]:
+            counts["unparsable"] += 1
+            continue
+        prompt_ids = [] if tokenizer is None else encode(text, template, tokenizer)
+        if max_prompt_tokens is not None and len(prompt_ids) > max_prompt_tokens:
+            counts["too_long"] += 1
+            continue
+        problems.append(Problem(row_id, text, gold, prompt_ids))
+    counts["kept"] = len(problems)
+    if not problems:
+        raise ValueError(
+            f"--data {source}: no usable row ({describe(counts)}); check --problem_field ({problem_field}), "
+            f"--answer_field ({answer_field}) and --max_prompt_tokens ({max_prompt_tokens})."
+        )
+    return problems, counts
+
+
+def describe(counts: dict[str, int]) -> str:
+    return (
+        f"{counts['kept']} problems of {counts['rows']} rows: {counts['no_answer']} without problem or answer, "
+        f"{counts['unparsable']} golds unreadable, {counts['too_long']} prompts too long"
+    )
+
+
+def check_golds(data_dir: str | None) -> bool:
+    """Grade every gold of the benchmarks, put into a box, against itself and against every other gold of its set.
+
+    Prints sizes, the golds wrong against themselves (there must be none) and the pairs of different golds that match:
+    either two ways to write one value, or a false match. Returns whether every gold was right against itself.
+    """
+    ok = True
+    with reward.Grader(workers=2) as grader:
+        for name in BENCHMARKS:
+            problems, counts = load_problems(name, None, data_dir=data_dir)
+            golds = list(dict.fromkeys(problem.gold for problem in problems))
+            texts = [list(g.answers) if isinstance(g, Gold) else [g] for g in golds]
+            own = [(t, g) for ts, g in zip(texts, golds, strict=True) for t in ts]
+            other = [(ts[0], g) for ts in texts for gs, g in zip(texts, golds, strict=True) if ts[0] not in gs]
+            right = grader.score([f"\\boxed{{{t}}}" for t, _ in own], [g for _, g in own], "boxed").rewards
+            match = grader.score([f"\\boxed{{{t}}}" for t, _ in other], [g for _, g in other], "boxed").rewards
+            wrong = [pair for pair, r in zip(own, right, strict=True) if not r]
+            matches = [pair for pair, r in zip(other, match, strict=True) if r]
+            ok = ok and not wrong and counts["kept"] == counts["rows"]
+            print(f"{name}: {describe(counts)}; {len(own) - len(wrong)} of {len(own)} golds right against themselves;")
+            print(f"    {len(matches)} matches among {len(other)} pairs of different golds")
+            for label, pairs in (("WRONG AGAINST ITSELF", wrong), ("match", matches)):
+                for text, gold in pairs:
+                    print(f"    {label}: {text!r} for {tuple(gold) if isinstance(gold, Gold) else gold!r}")
+    return ok
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Look at a data source, or check the benchmarks' gold answers.")
+    parser.add_argument("--check", metavar="DIR", help="folder with the benchmarks' files, or 'hub'")
+    parser.add_argument("--data", default="tiny", help="source: tiny, a benchmark, a hub name, a file or a folder")
+    parser.add_argument("--model", help="model whose tokenizer encodes the prompts (folder or hub name)")
+    parser.add_argument("--prompt", default="r1", help=f"{' | '.join(PROMPTS)} | FILE with {{problem}}")
+    parser.add_argument("--max_prompt_tokens", type=int, default=766, help="longer prompts are dropped [tokens]")
+    parser.add_argument("--problem_field", help="name of the field with the problem; found if not given")
+    parser.add_argument("--answer_field", help="name of the field with the gold answer; found if not given")
+    parser.add_argument("--split", default="train")
+    args = parser.parse_args()
+    try:
+        if args.check:
+            raise SystemExit(0 if check_golds(None if args.check == "hub" else args.check) else 1)
+        tokenizer = None
+        if args.model:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(args.model)
+        fields = (args.problem_field, args.answer_field)
+        problems, counts = load_problems(
+            args.data, tokenizer, args.prompt, args.max_prompt_tokens, *fields, split=args.split
+        )
+    except ValueError as error:
+        print(f"data.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(describe(counts))
+    print(
+        f"gold: {problems[0].gold!r}\n{tokenizer.decode(problems[0].prompt_ids) if tokenizer else problems[0].problem}"
+    )
+
+
+if __name__ == "__main__":
+    main()

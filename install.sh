@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes .venv with everything pinned; does nothing when it is there already. Called by train.sh and tests/run.sh.
+# Needs Python 3.11 or newer with venv and pip, 3 GB of disk, and a package index. PYTHON=python3.12 picks another one.
+set -euo pipefail
+cd "$(dirname "$0")"
+stamp=.venv/installed-$(cat requirements*.txt install.sh | cksum | cut -d' ' -f1)
+[ -e "$stamp" ] && exit 0
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+  { echo "install.sh: Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON=..." >&2; exit 2; }
+echo "Installing into .venv (once; 2 to 4 GB, some minutes) ..."
+rm -rf .venv
+"$python" -m venv .venv
+.venv/bin/pip install -q --disable-pip-version-check uv==0.13.8
+
+# torchvision and the others are no use for text models, and their CUDA builds break `import transformers` next to a
+# CPU torch; triton has no use on a CPU.
+overrides=$(mktemp)
+trap 'rm -f "$overrides"' EXIT
+for name in torchvision torchaudio torchcodec opencv-python-headless; do
+  echo "$name; sys_platform == \"never\"" >> "$overrides"
+done
+uv() { .venv/bin/uv pip install -q --python .venv/bin/python "$@"; }
+
+if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
+  uv -r requirements-gpu.txt --override "$overrides"
+else
+  echo "triton; sys_platform == \"never\"" >> "$overrides"
+  # The CPU build of torch: from an index or folder that pip is configured with, else from PyTorch's own (uv knows it)
+  .venv/bin/pip install -q --disable-pip-version-check torch==2.13.0+cpu 2> /dev/null ||
+    uv torch==2.13.0 --torch-backend cpu
+  uv -r requirements-cpu.txt --override "$overrides" ||
+    { echo "vLLM for CPU cannot be installed here; sampling will use transformers (--engine hf)."
+      uv -r requirements.txt --override "$overrides"; }
+fi
+touch "$stamp"

@@ -1,0 +1,134 @@
+"""Policy, critic, batching: against the whole logits in float64, for any split into micro-batches, with eos learnt."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import loss
+import model
+from buffer import Response
+from model import Critic, Policy, collate, copy_weights, full_weights, load_model, micro_batches
+
+
+def response(prompt, tokens):
+    return Response(prompt, tokens, torch.full((len(tokens),), -1.0), True, 1.0, 0)
+
+
+RESPONSES = [response([5, 6, 7], [8, 9, 10, 11]), response([12], [13]), response([5, 9], [3, 4, 300 % 256, 8, 1])]
+
+
+def policy_of(base, temperature=1.0, **kw):
+    return load_model(Policy, base, device="cpu", dtype="float32", temperature=temperature, **kw)
+
+
+def numpy_log_softmax(base, r, temperature):
+    """(T, V) of one response, unpadded, from the plain Hugging Face model; the softmax in numpy float64."""
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        logits = lm(torch.tensor([r.prompt + r.tokens])).logits[0].double().numpy() / temperature
+    logits = logits[len(r.prompt) - 1 : -1]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [2**25, 700])  # 700: two rows a chunk
+def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperature, chunk):
+    monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
+    logp, entropy = policy_of(base, temperature)(**collate(RESPONSES, "cpu"))
+    full, _ = policy_of(base, temperature)(**collate(RESPONSES, "cpu"), full=True)
+    for b, r in enumerate(RESPONSES):
+        expected, n = numpy_log_softmax(base, r, temperature), len(r.tokens)
+        np.testing.assert_allclose(logp[b, :n].detach(), expected[range(n), r.tokens], atol=2e-5)
+        np.testing.assert_allclose(entropy[b, :n].detach(), -(np.exp(expected) * expected).sum(-1), atol=2e-5)
+        np.testing.assert_allclose(full[b, :n].detach(), expected, atol=2e-5)
+        assert (logp[b, n:] == 0).all() and (entropy[b, n:] == 0).all()
+
+
+def gradient(policy, responses, budget, n_tokens):
+    policy.zero_grad()
+    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
+    for indices in micro_batches(lengths, budget, 1)[0]:
+        batch = collate([responses[i] for i in indices], "cpu")
+        logp, entropy = policy(**batch)
+        loss.token_mean(-logp - 0.1 * entropy, batch["mask"], n_tokens).backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+def test_any_token_budget_gives_the_same_gradient(base, group):
+    policy = policy_of(base)
+    rng = np.random.default_rng(0)
+    responses = [
+        response(rng.integers(0, 200, rng.integers(1, 9)).tolist(), rng.integers(0, 200, n).tolist())
+        for n in rng.integers(1, 30, 20)
+    ]
+    n_tokens = sum(len(r.tokens) for r in responses)
+    whole = gradient(policy, responses, 10**9, n_tokens)
+    assert whole.norm() > 0.1
+    for budget in (1, 40, 200):
+        assert (gradient(policy, responses, budget, n_tokens) - whole).norm() < 1e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_micro_batches_deal_everything_once_and_run_in_step(world):
+    lengths = np.random.default_rng(1).integers(1, 100, 30).tolist()
+    shares = micro_batches(lengths, 150, world)
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(30))
+    assert len({len(share) for share in shares}) == 1
+    for batch in (batch for share in shares for batch in share if batch):
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 150
+    tokens = [sum(lengths[i] for batch in share for i in batch) for share in shares]
+    assert max(tokens) - min(tokens) <= 100
+    assert micro_batches([5], 10, 2) == [[[0]], [[]]]
+
+
+def test_realistic_lengths_are_padded_by_less_than_five_percent():
+    lengths = np.random.default_rng(2).gamma(2.0, 1500, 256).clip(50, 8192).astype(int).tolist()
+    batches = micro_batches(lengths, 16384, 1)[0]
+    assert sum(max(lengths[i] for i in b) * len(b) for b in batches) < 1.05 * sum(lengths)
+
+
+def test_eos_gets_a_gradient(base, group, tokenizer):
+    """A rewarded response makes its own stopping more likely, also when the model pads with eos."""
+    policy, eos = policy_of(base), tokenizer.eos_token_id
+    responses = [response([5, 6], [8, 9, eos]), response([5, 6], [8, 9, 10, 11, eos])]
+    for r in responses:  # only the last token, eos, carries an advantage
+        r.advantages = torch.tensor([0.0] * (len(r.tokens) - 1) + [1.0])
+    batch = collate(responses, "cpu")
+    assert batch["mask"].sum() == 8 and batch["labels"][0, 2] == eos
+    A = model.pad([r.advantages for r in responses], "cpu")
+    logp, _ = policy(**batch)
+    before = logp.detach()
+    loss.token_mean(loss.mix_ppg(logp, before, before, A, 0.2), batch["mask"], 8).backward()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p -= 0.1 * p.grad
+        after, _ = policy(**batch)
+    assert after[0, 2] > before[0, 2] + 1e-3 and after[1, 4] > before[1, 4] + 1e-3
+
+
+def test_critic_starts_at_zero_and_sees_the_prefix_only(base, group):
+    critic = load_model(Critic, base, device="cpu", dtype="float32")
+    batch = collate(RESPONSES, "cpu")
+    del batch["labels"]
+    assert (critic(**batch) == 0).all()
+    torch.nn.init.normal_(critic.head.weight)
+    first = critic(**batch)
+    changed = [response([5, 6, 7], [8, 9, 10, 99])] + RESPONSES[1:]
+    other = collate(changed, "cpu")
+    del other["labels"]
+    torch.testing.assert_close(critic(**other), first)  # V before the last token does not depend on it
+    assert (first * (1 - batch["mask"]) == 0).all() and (first[0, :4] != 0).all()
+
+
+def test_copy_weights_and_full_weights(base, group):
+    policy, frozen = policy_of(base), policy_of(base, frozen=True)
+    assert not any(p.requires_grad for p in frozen.parameters()) and all(p.requires_grad for p in policy.parameters())
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.1)
+    copy_weights(frozen, policy)
+    ours, theirs = dict(full_weights(policy)), dict(full_weights(frozen))
+    assert ours.keys() == theirs.keys() and "lm_head.weight" in ours  # the tied head is in: vLLM needs it
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours["lm_head.weight"].data_ptr() != theirs["lm_head.weight"].data_ptr()

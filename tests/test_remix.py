@@ -1,0 +1,467 @@
+"""The real entry point: both algorithms, both engines, two ranks, resume bit for bit, kills, bad input, and the
+reduction of ReMix to plain PPO and GRPO, checked against an independent trainer written out below."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import checkpoint
+import config
+import data
+import loss
+import remix
+from rollout import HFEngine
+
+SMALL = (
+    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 --mini_batch 5 --lr 1e-3 "
+    "--critic_lr 1e-2 --eval_limit 6 --eval_n 2 --eval_every 2 --save_every 3 --reincarnation_step 3 --steps 4 --engine hf"
+).split()
+PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0".split()
+
+
+def start(base, out, *flags, ranks=1):
+    launch = (
+        [sys.executable]
+        if ranks == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    )
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    command = [*launch, "remix.py", "--model", base, "--out", str(out), *SMALL, *map(str, flags)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(base, out, *flags, ranks=1):
+    process = start(base, out, *flags, ranks=ranks)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stdout + stderr
+    return metrics(out)
+
+
+def metrics(out):
+    """Rows without the clock."""
+    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def weights(out):
+    return load_file(Path(out) / "model" / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    assert metrics(a) == metrics(b)
+    assert weights(a).keys() == weights(b).keys()
+    assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+@pytest.mark.parametrize("engine", ["vllm", "hf"])
+def test_a_run(base, tmp_path, algo, engine):
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    rows = run(base, tmp_path / "run", "--algo", algo, "--engine", engine, "--group_size", 1 if algo == "ppo" else 4)
+    G = 1 if algo == "ppo" else 4
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["rollouts"] for row in rows] == [0, 6 * G, 12 * G, 18 * G, 28 * G]  # 0.6 * 10, then 10
+    assert [row["gradient_steps"] for row in rows] == [
+        0,
+        4,
+        8,
+        12,
+        14,
+    ]  # ceil(batch / 5) mini-batches, twice; then once
+    assert [row["off_policy_ratio"] for row in rows[1:]] == [0, 0.4, 0.4, 0]
+    assert "ratio_mean/age1" in rows[2] and "ratio_mean/age2" in rows[3] and "ratio_mean/age1" not in rows[4]
+    assert rows[1]["engine_gap"] < 1e-5 and rows[4]["engine_gap"] < 1e-5
+    # pi_base <- pi_T: while mixing the policy has moved away from its anchor, right after it starts from it again
+    assert rows[4]["kl"] < rows[3]["kl"]
+    assert all("eval/pass@1" in row for row in (rows[0], rows[2], rows[4]))
+    out = tmp_path / "run"
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(out / "model")
+    assert lm.config.tie_word_embeddings and lm.lm_head.weight is lm.model.embed_tokens.weight
+    assert tokenizer.chat_template
+    written = json.loads((out / "config.json").read_text())
+    assert written["algo"] == algo and written["clip_eps"] == 0.2 and "git_commit" in written
+
+
+def test_forward_and_backward_tokens_are_no_more_than_needed(base, tmp_path):
+    """GRPO, step 1: nothing frozen but pi_base, on fresh data. Step 2: pi_base on fresh data, pi_k on replayed data."""
+    rows = run(base, tmp_path / "run", "--algo", "grpo", "--group_size", 2, "--steps", 2)
+    fresh = [row["tokens_forward"] for row in rows[1:]]
+    assert rows[1]["tokens_backward"] == 2 * fresh[0]  # two passes over the batch, one by the anchor
+    assert rows[2]["tokens_backward"] == 2 * fresh[1]  # fresh by pi_base + replayed by pi_k = the batch, once
+    plain = run(base, tmp_path / "plain", "--algo", "grpo", "--group_size", 2, "--steps", 2, "--kl_coef", 0, *PLAIN)
+    assert [row["tokens_forward"] for row in plain[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize("algo, engine", [("ppo", "vllm"), ("grpo", "hf")])
+def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
+    """Same rollouts for the same prompts; the same losses and gradients to rounding."""
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    flags = ["--algo", algo, "--engine", engine, "--steps", 2, "--prompts_per_step", 5, "--eval_limit", 5]
+    one, two = run(base, tmp_path / "1", *flags), run(base, tmp_path / "2", *flags, ranks=2)
+    assert one[0] == two[0]
+    for name in ("rollouts", "reward", "response_length", "tokens_backward"):
+        assert one[1][name] == two[1][name], name
+    for name in ("policy_loss", "kl", "entropy", "value_loss", "grad_norm", "log_ratio_sq/age0"):
+        assert one[1][name] == pytest.approx(two[1][name], rel=2e-3, abs=1e-5), name
+    for name, weight in weights(tmp_path / "1").items():
+        assert (weight - weights(tmp_path / "2")[name]).abs().max() < 2e-3
+
+
+def test_train_sh(base, tmp_path):
+    """The recipe and its flags, through the script a user calls."""
+    flags = [
+        *SMALL,
+        "--steps",
+        "1",
+        "--prompts_per_step",
+        "4",
+        "--mini_batch",
+        "2",
+        "--group_size",
+        "2",
+        "--model",
+        base,
+    ]
+    env = os.environ | dict(NPROC="1")
+    command = ["bash", "train.sh", "tiny", "--algo", "grpo", *flags, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["algo"] == "grpo"
+    assert metrics(tmp_path / "run")[-1]["rollouts"] == 2 * 2  # int(0.6 * 4) prompts of 2
+
+
+# ------------------------------------------------------------------------------------------------ an independent trainer
+
+
+def batch_of(samples, prompts):
+    """Padded ids and the response mask, written here once more and not taken from model.py."""
+    L = max(len(p) + len(s.tokens) for p, s in zip(prompts, samples, strict=True))
+    ids, mask, logp = (torch.zeros(len(samples), L) for _ in range(3))
+    for b, (p, s) in enumerate(zip(prompts, samples, strict=True)):
+        n = len(p) + len(s.tokens)
+        ids[b, :n], mask[b, len(p) : n], logp[b, len(p) : n] = torch.tensor(p + s.tokens), 1, torch.tensor(s.logp)
+    return ids.long(), mask[:, 1:], logp[:, 1:]  # (B, L), (B, L - 1): position t predicts token t + 1
+
+
+def token_logp(lm, ids):
+    logits = lm(ids).logits[:, :-1]
+    logp = torch.log_softmax(logits, -1)
+    return logp.gather(-1, ids[:, 1:, None]).squeeze(-1), -(logp.exp() * logp).sum(-1)
+
+
+def k3(logp, ref):
+    return torch.exp(ref - logp) - 1 - (ref - logp)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+@pytest.mark.parametrize("method", ["plain", "remix"])
+def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer):
+    """remix.py against a loop of full logits, without code of loss.py, model.py or buffer.py (only the order of the data
+    is asked of remix.py).
+    plain: p = 0, m = 1, lambda = 1, no reincarnation. The loop then has no centre, no replay and no second anchor: it is
+    textbook PPO / GRPO with a KL penalty. remix: p = 0.5, m = 2, lambda = 0.7, reincarnation after step 3."""
+    remixed = method == "remix"
+    P, G, mini, steps, beta, c = 8, 4 if algo == "grpo" else 1, 4, 4, 0.5, 0.01
+    flags = dict(
+        algo=algo, prompts_per_step=P, group_size=G, mini_batch=mini, steps=steps, kl_coef=beta, entropy_coef=c
+    )
+    p, m, lam, T = (0.5, 2, 0.7, 3) if remixed else (0, 1, 1, 0)
+    method_flags = ["--off_policy_ratio", p, "--utd_ratio", m, "--kl_convex", lam, "--reincarnation_step", T]
+    rows = run(base, tmp_path / "run", *method_flags, *(x for k, v in flags.items() for x in (f"--{k}", v)))
+
+    problems, _ = data.load_problems("tiny", tokenizer, prompt="plain", max_prompt_tokens=64)
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    trunk, head = AutoModel.from_pretrained(base), torch.nn.Linear(lm.config.hidden_size, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    critic = [*trunk.parameters(), *head.parameters()]
+    actor_step = torch.optim.AdamW(lm.parameters(), lr=1e-3, weight_decay=0.01)
+    critic_step = torch.optim.AdamW(critic, lr=1e-2, weight_decay=0.01)
+    engine = HFEngine(base, "float32")
+    pi_base, pi_prev, stored, position = copy.deepcopy(lm), copy.deepcopy(lm), [], 0
+    for step in range(1, steps + 1):
+        mixing = remixed and step <= T
+        if remixed and step == T + 1:
+            pi_base = copy.deepcopy(lm)
+        pi_k = copy.deepcopy(lm)
+        n_fresh = P // 2 if mixing else P
+        engine.sync(lm.state_dict().items())
+        chosen = [problems[i] for i in remix.prompt_order(len(problems), position, n_fresh, 0)]
+        position += n_fresh
+        seeds = [(step * 1_000_000 + i) * G for i in range(n_fresh)]
+        groups = list(
+            zip(chosen, engine.generate([q.prompt_ids for q in chosen], G, seeds=seeds, max_tokens=64), strict=True)
+        )
+        batch, new = list(groups), n_fresh * G
+        if mixing:  # the last two steps' groups, drawn without replacement
+            window = [group for past in stored[-2:] for group in past]
+            batch += [window[i] for i in np.random.default_rng([0, 2, step]).permutation(len(window))[: P - n_fresh]]
+            stored.append(groups)
+        problem_of, samples = [q for q, g in batch for _ in g], [s for _, g in batch for s in g]
+        texts = [tokenizer.decode(s.tokens) for s in samples]
+        rewards = torch.tensor([
+            float(t.count("</think>") == 1 and f"\\boxed{{ {q.gold} }}" in t.split("</think>")[1])
+            for t, q in zip(texts, problem_of, strict=True)
+        ])  # fmt: skip
+        assert rewards[:new].mean().item() == pytest.approx(rows[step]["reward"])
+        ids, mask, logp_b = batch_of(samples, [q.prompt_ids for q in problem_of])
+        with torch.no_grad():
+            logp_k, logp_base, logp_prev = (token_logp(frozen, ids)[0] for frozen in (pi_k, pi_base, pi_prev))
+            old_values = head(trunk(ids).last_hidden_state[:, :-1]).squeeze(-1)
+        pi_prev = pi_k
+        if algo == "grpo":
+            g = rewards.view(-1, G)
+            A = ((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 1e-6)).view(-1, 1).expand_as(mask)
+        else:
+            returns = rewards[:, None].expand_as(mask)  # gamma = lambda = 1: every token's return is the reward
+            A = returns - old_values
+            real = A[mask == 1]
+            A = (A - real.mean()) / (real.var() + 1e-8).sqrt()
+        logged, norms, tokens = dict(policy_loss=0.0, kl=0.0, entropy=0.0, value_loss=0.0), [], 0
+        for number in range(m if mixing else 1):
+            rng = np.random.default_rng([0, 3, step, number])
+            order = remix.mini_batches(
+                *([[b] for b in part] for part in (range(n_fresh), range(n_fresh, len(batch)))), mini, rng
+            )
+            for part in order:
+                i = torch.tensor([b * G + j for (b,) in part for j in range(G)])
+                w, n = mask[i], mask[i].sum()
+                logp, H = token_logp(lm, ids[i])
+                u = torch.exp(logp - logp_k[i])
+                if remixed:  # the other form of Eq. 3: w min(u A, clip(u, 1 +- eps / w) A)
+                    weight = torch.exp(logp_k[i] - logp_b[i])
+                    clipped = torch.maximum(torch.minimum(u, 1 + 0.2 / weight), 1 - 0.2 / weight)
+                    pg = -weight * torch.min(u * A[i], clipped * A[i])
+                    kl = lam * k3(logp, logp_base[i]) + (1 - lam) * k3(logp, logp_prev[i])
+                else:
+                    pg, kl = -torch.min(u * A[i], u.clamp(0.8, 1.2) * A[i]), k3(logp, logp_base[i])
+                actor_step.zero_grad()
+                (((pg + beta * kl - c * H) * w).sum() / n).backward()
+                norms.append(torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0).item())
+                terms = dict(policy_loss=pg, kl=kl, entropy=H)
+                if algo == "ppo":
+                    values = head(trunk(ids[i]).last_hidden_state[:, :-1]).squeeze(-1)
+                    near = old_values[i] + (values - old_values[i]).clamp(-0.5, 0.5)
+                    terms["value_loss"] = torch.max((values - returns[i]) ** 2, (near - returns[i]) ** 2) / 2
+                    critic_step.zero_grad()
+                    ((terms["value_loss"] * w).sum() / n).backward()
+                    torch.nn.utils.clip_grad_norm_(critic, 1.0)
+                    critic_step.step()
+                actor_step.step()
+                tokens += n.item()
+                for name, x in terms.items():
+                    logged[name] += (x * w).sum().item()
+        assert np.mean(norms) == pytest.approx(rows[step]["grad_norm"], rel=2e-3)
+        for name, value in logged.items():
+            assert value / tokens == pytest.approx(rows[step][name], rel=2e-3, abs=2e-5), (step, name)
+    first, last, ours = (
+        AutoModelForCausalLM.from_pretrained(base).state_dict(),
+        lm.state_dict(),
+        weights(tmp_path / "run"),
+    )
+    moved = torch.cat([(last[k] - first[k]).flatten() for k in ours])
+    apart = torch.cat([(last[k] - ours[k]).flatten() for k in ours])
+    assert apart.norm() < 0.02 * moved.norm()  # Adam turns rounding of near-zero gradients into whole steps
+
+
+# ------------------------------------------------------------------------------------------------ resume, kills
+
+
+@pytest.mark.parametrize("algo, engine", [("ppo", "vllm"), ("grpo", "hf")])
+def test_six_steps_are_three_and_three_bit_for_bit(base, tmp_path, algo, engine):
+    """Across the reincarnation step, with both anchors in use."""
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    flags = ["--algo", algo, "--engine", engine, "--reincarnation_step", 4, "--kl_convex", 0.7, "--kl_coef", 0.1]
+    run(base, tmp_path / "a", *flags, "--steps", 6)
+    run(base, tmp_path / "b", *flags, "--steps", 3)
+    run(base, tmp_path / "b", *flags, "--steps", 6)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
+    flags = ["--steps", 8, "--save_every", 1, "--eval_every", 2, "--prompts_per_step", 10]
+    run(base, tmp_path / "a", *flags)
+    process = start(base, tmp_path / "b", *flags)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list((tmp_path / "b").glob("checkpoints/step-00000[2-7]")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 2 <= int(checkpoint.latest(tmp_path / "b").name[-6:]) < 8
+    with open(tmp_path / "b" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "roll')  # a line that a kill cut short
+    run(base, tmp_path / "b", *flags)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("where", ["dcp.save", "torch.save", "os.rename", "shutil.rmtree"])
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(base, tmp_path, where):
+    """The process kills itself inside the second save, before or in the middle of the named call."""
+    script = f"""
+import os, signal, sys, shutil
+sys.path.insert(0, {str(ROOT)!r})
+import torch, checkpoint, model
+from pathlib import Path
+model.init_distributed()
+models = dict(policy=model.load_model(model.Policy, {base!r}, device="cpu", dtype="float32"))
+out = Path({str(tmp_path)!r})
+checkpoint.save(out, 1, models, {{}}, dict(step=1))
+owner = eval({where.split(".")[0]!r}, vars(checkpoint))
+if {where!r} == "shutil.rmtree":  # the first two calls clear leftovers, the third removes the old checkpoint
+    calls, real = [], shutil.rmtree
+    def die(*a, **k):
+        calls.append(a)
+        os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(*a, **k)
+else:
+    def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, {where.split(".")[1]!r}, die)
+checkpoint.save(out, 2, models, {{}}, dict(step=2))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    path = checkpoint.latest(tmp_path)
+    assert path.name == ("step-000002" if where == "shutil.rmtree" else "step-000001")
+    assert (path / ".metadata").exists() and torch.load(path / "state.pt")["step"] == int(path.name[-1])
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def bad(*flags):
+    cfg = config.parse_config(["--data", "tiny", "--prompt", "plain", *map(str, flags)])
+    config.check_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--mini_batch", 48], "--mini_batch 48: does not divide --prompts_per_step 256"),
+        (["--off_policy_ratio", 1], r"--off_policy_ratio 1.0: must be in \[0, 1\)"),
+        (["--off_policy_ratio", -0.1], "--off_policy_ratio -0.1"),
+        (["--off_policy_ratio", 0.8], "raise the window to 4"),
+        (["--algo", "grpo", "--group_size", 1], "--group_size 1: GRPO compares"),
+        (["--top_p", 0.9], "--top_p 0.9: training must sample from the full distribution"),
+        (["--kl_convex", "sometimes"], "--kl_convex sometimes: must be schedule, off or a number"),
+        (["--steps", 0], "--steps 0: must be at least 1"),
+        (["--lr", 0], "--lr 0.0: must be above 0"),
+        (["--gamma", 1.5], "--gamma 1.5"),
+        (["--prompt", "r2"], "--prompt r2"),
+    ],
+)
+def test_bad_flags_are_named_with_value_and_advice(flags, message):
+    with pytest.raises(ValueError, match=message):
+        bad(*flags)
+
+
+@pytest.mark.parametrize("flags", [["--kl_estimater", "k3"], ["--algo", "dpo"], ["--steps", "many"], ["--rein", "5"]])
+def test_unknown_flags_and_values_are_errors(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.parse_config(flags)
+    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def test_flags_of_an_algorithm():
+    ppo, grpo = config.parse_config(["--data", "tiny"]), config.parse_config(["--algo", "grpo"])
+    assert (ppo.group_size, ppo.entropy_coef) == (1, 0.001) and (grpo.group_size, grpo.entropy_coef) == (8, 0.0)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "nowhere/nothing"], "--model nowhere/nothing: neither a local folder"),
+        (["--data", "missing.json"], "--data missing.json"),
+        (["--data", "empty.json"], "--data"),
+        (["--data", "words.json"], "no usable row"),
+        (["--data", "words.json", "--answer_field", "gold"], "--answer_field gold"),
+    ],
+)
+def test_bad_models_and_data(base, group, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("empty.json").write_text("[]")
+    Path("words.json").write_text(json.dumps([dict(problem="What?", answer=r"\frac{")]))
+    with pytest.raises(ValueError, match=message):
+        remix.load_data(bad("--model", base, *flags))
+
+
+def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
+    cfg = bad("--out", tmp_path / "run")
+    config.check_out(cfg)  # a new folder
+    (tmp_path / "run").mkdir()
+    config.check_out(cfg)  # an empty one
+    checkpoint.write_json(tmp_path / "run" / "config.json", vars(cfg))
+    config.check_out(bad("--out", tmp_path / "run", "--steps", 999))  # the same run, longer
+    with pytest.raises(ValueError, match="--utd_ratio 3: the run in --out .* has --utd_ratio 2"):
+        config.check_out(bad("--out", tmp_path / "run", "--utd_ratio", 3))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        config.check_out(bad("--out", tmp_path / "thesis"))
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path):
+    process = start(base, tmp_path / "run", "--data", "missing.json")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "--data missing.json" in stderr and "Traceback" not in stderr
+    assert len(stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_step_and_term(base, tmp_path):
+    flags = ["--steps", 9, "--save_every", 1, "--lr", 1e6, "--grad_clip", 1e9, "--eval_every", 0]
+    process = start(base, tmp_path / "run", *flags)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in stderr
+    assert "remix.py: step " in stderr and " is nan" in stderr or " is inf" in stderr
+    path = checkpoint.latest(tmp_path / "run")
+    if path is not None:
+        assert torch.load(path / "state.pt")["step"] == int(path.name[-6:])
+
+
+# ------------------------------------------------------------------------------------------------ pieces of the loop
+
+
+def test_prompt_order_is_shuffled_epochs_without_gap_or_repeat():
+    whole = remix.prompt_order(10, 0, 35, 3)
+    assert [sorted(whole[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    assert whole[:10] != whole[10:20]
+    assert (
+        remix.prompt_order(10, 0, 7, 3) + remix.prompt_order(10, 7, 16, 3) + remix.prompt_order(10, 23, 12, 3) == whole
+    )
+
+
+def test_every_mini_batch_mixes_fresh_and_replayed():
+    fresh, replayed = [("f", i) for i in range(154)], [("r", i) for i in range(102)]
+    minis = remix.mini_batches(fresh, replayed, 64, np.random.default_rng(0))
+    assert [len(mini) for mini in minis] == [64] * 4
+    assert sorted(x for mini in minis for x in mini) == sorted(fresh + replayed)
+    assert all(25 <= sum(kind == "r" for kind, _ in mini) <= 26 for mini in minis)
+
+
+def test_lambda_flag():
+    assert config.fixed_lambda(bad("--kl_convex", "off")) == 1 and config.fixed_lambda(bad("--kl_convex", 0.5)) == 0.5
+    assert config.fixed_lambda(bad()) is None and loss.kl_convex_lambda(95) == 0.5

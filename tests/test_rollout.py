@@ -1,0 +1,104 @@
+"""Both engines: log-probs after a weight sync on a tied model, seeds, eos, top-p, and the check that stops a bad sync."""
+
+import numpy as np
+import pytest
+import torch
+
+import rollout
+from base_model import embedded_problems
+from buffer import Response
+from model import Policy, collate, full_weights, load_model
+
+pytestmark = pytest.mark.parametrize("kind", ["vllm", "hf"])
+LIMIT = 64
+
+
+@pytest.fixture
+def prompts(tokenizer):
+    rows = embedded_problems("train")[:24]
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": r["problem"]}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for r in rows
+    ]
+
+
+@pytest.fixture
+def policy(base, group):
+    """Other weights than the engines were started with."""
+    policy = load_model(Policy, base, device="cpu", dtype="float32")
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=rng))
+    return policy
+
+
+def trainer_logp(policy, prompts, groups):
+    responses = [
+        Response(p, s.tokens, torch.tensor(s.logp), s.finished, 0.0, 0) for p, g in zip(prompts, groups) for s in g
+    ]
+    with torch.no_grad():
+        logp, _ = policy(**collate(responses, "cpu"))
+    return [r.logp_b for r in responses], [row[: len(r.tokens)] for row, r in zip(logp, responses, strict=True)]
+
+
+def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
+    engine = engines(kind)
+    groups = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)  # fills the prefix cache with old keys
+    engine.sync(full_weights(policy))
+    groups = engine.generate(prompts, 2, seeds=list(range(0, 48, 2)), max_tokens=LIMIT)
+    ours, theirs = trainer_logp(policy, prompts, groups)
+    assert sum(map(len, ours)) > 300
+    assert (torch.cat(ours) - torch.cat(theirs)).abs().max() < 1e-3
+    assert rollout.check_gap(ours, theirs, "float32") < 1e-5
+
+
+def test_a_stale_engine_is_caught(kind, engines, policy, base, prompts):
+    engine = engines(kind)
+    engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))  # not the policy below
+    groups = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)
+    with pytest.raises(RuntimeError, match="disagree"):
+        rollout.check_gap(*trainer_logp(policy, prompts, groups), "float32")
+
+
+def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
+    engine = engines(kind)
+    engine.sync(full_weights(policy))
+    seeds = [100 * i for i in range(24)]
+    groups = engine.generate(prompts, 3, seeds=seeds, max_tokens=LIMIT)
+    again = engine.generate(prompts[5:9], 3, seeds=seeds[5:9], max_tokens=LIMIT)
+    assert [s.tokens for g in groups[5:9] for s in g] == [s.tokens for g in again for s in g]
+    shifted = engine.generate(prompts[5:6], 1, seeds=[seeds[5] + 2], max_tokens=LIMIT)
+    assert shifted[0][0].tokens == groups[5][2].tokens  # sample j of a prompt uses seed + j
+    assert len({tuple(s.tokens) for s in groups[0]}) > 1
+
+
+def test_eos_ends_a_response_and_belongs_to_it(kind, engines, policy, base, prompts, tokenizer):
+    engine = engines(kind)
+    engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))
+    short = engine.generate(prompts, seeds=list(range(24)), max_tokens=6)
+    long = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)
+    samples = [g[0] for g in short + long]
+    assert {s.finished for s in samples} == {True, False}
+    for s in samples:
+        assert len(s.tokens) == len(s.logp)
+        assert s.finished == (s.tokens[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in s.tokens[:-1]
+    assert all(len(s.tokens) == 6 for s in samples[:24] if not s.finished)
+
+
+def test_samples_follow_the_models_distribution(kind, engines, policy, prompts):
+    """First tokens of 2,000 samples of one prompt against the model's probabilities; at top-p the rest never appears."""
+    engine = engines(kind)
+    engine.sync(full_weights(policy))
+    with torch.no_grad():
+        p = torch.softmax(policy.lm(torch.tensor(prompts[:1])).logits[0, -1].double(), -1).numpy()
+    draws = [s.tokens[0] for s in engine.generate(prompts[:1], 2000, seeds=[0], max_tokens=1)[0]]
+    counts = np.bincount(draws, minlength=len(p))
+    assert np.all(np.abs(counts - 2000 * p) < 5 * np.sqrt(2000 * p * (1 - p)) + 1)
+    order = np.argsort(-p)
+    nucleus = set(order[: int(np.searchsorted(np.cumsum(p[order]), 0.7)) + 1].tolist())
+    draws = [s.tokens[0] for s in engine.generate(prompts[:1], 300, seeds=[0], top_p=0.7, max_tokens=1)[0]]
+    assert set(draws) <= nucleus and len(nucleus) < (counts > 0).sum()

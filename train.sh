@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Train with ReMix:  bash train.sh [tiny | 1.5b | 7b] [flags of remix.py, which override the recipe's]
+#
+#   bash train.sh                               the embedded small model and task on a CPU, in minutes (ReMix-PPO)
+#   bash train.sh tiny --algo grpo --steps 50   flags pass through
+#   bash train.sh 1.5b                          the paper's ReMix-PPO at 1.5B: DeepSeek-R1-Distill-Qwen on DeepScaleR
+#   bash train.sh 7b --algo grpo                ReMix-GRPO at 7B
+#
+# NPROC=8 ranks (default: the number of GPUs, else 1); several nodes: TORCHRUN="--nnodes 2 --rdzv_backend c10d
+# --rdzv_endpoint HOST:29500" on each. The same command goes on where a run stopped.
+set -euo pipefail
+cd "$(dirname "$0")"
+bash install.sh
+
+recipe=tiny
+case "${1:-}" in tiny | 1.5b | 7b) recipe=$1; shift ;; esac
+algo=ppo seed=0 out=
+for ((i = 1; i <= $#; i++)); do  # what the recipe itself depends on
+  next=$((i + 1))
+  case "${!i}" in
+    --algo=* | --seed=* | --out=*) arg=${!i#--}; declare "${arg%%=*}=${arg#*=}" ;;
+    --algo | --seed | --out) name=${!i#--}; declare "$name=${!next:-}" ;;
+  esac
+done
+out=${out:-out/$recipe-$algo-seed$seed}
+
+if [ "$recipe" = tiny ]; then
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more threads are slower at this size
+  flags=(--model tiny --data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 128
+    --lr 1e-4 --critic_lr 1e-3 --steps 150 --reincarnation_step 50)
+  case $algo in # 128 responses a step either way
+    grpo) flags+=(--prompts_per_step 16 --group_size 8 --mini_batch 4) ;;
+    *) flags+=(--prompts_per_step 128 --mini_batch 32) ;;
+  esac
+else # the paper's: remix.py's defaults, and what differs with algorithm and size
+  flags=(--model "deepseek-ai/DeepSeek-R1-Distill-Qwen-${recipe^^}" --gradient_checkpointing --behaviour_logp trainer
+    --eval_data HuggingFaceH4/MATH-500 --eval_limit 200 --eval_every 25)
+  case $algo in
+    grpo) flags+=(--reincarnation_step 50 --steps 200) ;;
+    *) flags+=(--reincarnation_step 100 --steps 350) ;;
+  esac
+  [ "$recipe" = 1.5b ] || flags+=(--steps 200 --reincarnation_step 50)
+fi
+
+gpus=$(nvidia-smi -L 2> /dev/null | wc -l || true)
+nproc=${NPROC:-$((gpus > 0 ? gpus : 1))}
+run=(.venv/bin/python remix.py)
+if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
+  # shellcheck disable=SC2086
+  run=(.venv/bin/torchrun --nproc_per_node "$nproc" ${TORCHRUN:-} remix.py)
+fi
+exec "${run[@]}" "${flags[@]}" --out "$out" "$@"
