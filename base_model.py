@@ -23,15 +23,13 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import math
 import os
 import random
-import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -48,23 +46,7 @@ TOTALS = range(30)  # every running total of a problem lies here: 400 sums and d
 TRAIN, TEST = 4000, 200  # problems, equally many of each length
 
 PAD, EOS, USER, ASSISTANT = "<|pad|>", "<|im_end|>", "<|user|>", "<|assistant|>"
-WORDS = [
-    "</think>",
-    "\\boxed{",
-    "}",
-    "Wait",
-    ",",
-    "check",
-    ":",
-    ";",
-    "+",
-    "-",
-    "=",
-    "makes",
-    "I",
-    "guess",
-    *map(str, range(100)),
-]
+WORDS = ["</think>", "\\boxed{", "}", "Wait", "check", "makes", "I", "guess", *",:;+-=", *map(str, range(100))]
 CHAT_TEMPLATE = (  # <|user|> 7 + 4 + 8<|assistant|><think> 7 + 4 = 11 ; ...<|im_end|>
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|im_end|>"
@@ -74,26 +56,30 @@ CHAT_TEMPLATE = (  # <|user|> 7 + 4 + 8<|assistant|><think> 7 + 4 = 11 ; ...<|im
 )
 
 
+def flag(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """The settings of the base model; its folder is named by their hash."""
 
-    guess_share: float = 0.6  # share of the demonstrations that only guess
-    reason_share: float = 0.25  # share that reasons step by step; the rest, 15 %, reasons and checks
-    guess_spread: int = 3  # a guess is off by at most this, uniformly: right 1 time in 7
-    slip_rate: float = 0.5  # chance that a first pass forgets a carry (or a borrow), for each one there is
-    misstep_rate: float = 0.05  # chance that any step of a first pass is off by one
-    hidden_size: int = 64  # width
-    layers: int = 3  # transformer layers
-    heads: int = 2  # attention heads; width / heads must be 32 or 64, other sizes vLLM refuses on a CPU
-    steps: int = 1200  # optimizer steps of supervised learning
-    check_steps: float = (
-        0.6  # the first part of them teaches arithmetic, by checks alone; the shares above hold after it
-    )
-    batch_size: int = 40  # demonstrations a step, each seen once; more steps of fewer learn much faster here
-    learning_rate: float = 4e-3  # AdamW's, for the embeddings; linear warm-up over the first 5 %, then a cosine to 0
-    muon_learning_rate: float = 8e-3  # Muon's, for the matrices, on the same schedule
-    seed: int = 0  # of the demonstrations and the initial weights
+    # fmt: off
+    guess_share: float = flag(0.6, "share of the demonstrations that only guess")
+    reason_share: float = flag(0.25, "share that reasons step by step; the rest, 15 %, reasons and checks")
+    guess_spread: int = flag(3, "a guess is off by at most this, uniformly: right 1 time in 7")
+    slip_rate: float = flag(0.5, "chance that a first pass forgets a carry or a borrow, for each one there is")
+    misstep_rate: float = flag(0.05, "chance that any other step of a first pass is off by one")
+    hidden_size: int = flag(64, "width")
+    layers: int = flag(3, "transformer layers")
+    heads: int = flag(2, "attention heads; width / heads must be 32 or 64, other sizes vLLM refuses on a CPU")
+    steps: int = flag(1200, "optimizer steps of supervised learning")
+    check_steps: float = flag(0.6, "the first part of them teaches by checks alone; the shares hold after it")
+    batch_size: int = flag(40, "demonstrations a step, each seen once; more steps of fewer learn much faster here")
+    learning_rate: float = flag(4e-3, "AdamW's, for the embeddings; warm-up over the first 5 %, then a cosine to 0")
+    muon_learning_rate: float = flag(8e-3, "Muon's, for the matrices, on the same schedule")
+    seed: int = flag(0, "seed of the demonstrations and the initial weights")
+    # fmt: on
 
     def __post_init__(self):
         if not 0 <= self.guess_share + self.reason_share <= 1 or min(self.guess_share, self.reason_share) < 0:
@@ -185,7 +171,7 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
         thought = f"I guess {answer}"
     else:
         totals = first_pass(rng, terms, settings)
-        thought = " ; ".join(f"{a} {op} {b} = {c}" for a, (op, b), c in zip(totals, operations, totals[1:]))
+        thought = " ; ".join(f"{a} {op} {b} = {c}" for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True))
         answer = totals[-1]
     if habit == "check":  # another notation than the first pass, a chain, so that its slips do not leak in
         answer = total = terms[0]
@@ -358,16 +344,15 @@ def make_base_model(out: str | None = None, settings: BaseModel = BaseModel(), q
 
 
 def main() -> None:
-    helps = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(BaseModel), re.MULTILINE))
     parser = argparse.ArgumentParser(
         description="Make the small base model of the embedded task.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--out", help="folder to make; without it cache/tiny-<hash of the settings>")
-    for field in dataclasses.fields(BaseModel):
-        text = helps[field.name].replace("%", "%%")
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=text)
+    for f in dataclasses.fields(BaseModel):
+        text = f.metadata["help"].replace("%", "%%")
+        parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=text)
     flags = vars(parser.parse_args())
     out = flags.pop("out")
     try:

@@ -1,6 +1,7 @@
 """One figure from the metrics.jsonl of one or several runs.
 
     python plot.py runs/remix-ppo-seed0 runs/remix-ppo-seed1 runs/ppo-seed0 --out curve.png
+    python plot.py runs/*-seed* --out runs/compare.png --table --at 5000
 
 Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks good on one of the
 three can look bad on another. Bottom: response length, self-reflection and the mean importance ratio by data age,
@@ -205,13 +206,48 @@ def group_by_label(folders: list[str]) -> dict[str, list[str]]:
     return {p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f for p, f in groups.items()}
 
 
+def table(runs: dict[str, list[str | Path]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)) -> str:
+    """A Markdown table of runs: per label the mean and [min, max] over its seeds of pass@1 in percent, of the base model,
+    after `at` rollouts (the last evaluation before or at that count) and at the end; and the mean rollouts, gradient
+    steps and seconds until pass@1 first reached each mark, "–" where a seed never did."""
+
+    def spread(values: list[float]) -> str:
+        return f"{fmean(values):.1f} [{min(values):.1f}, {max(values):.1f}]"
+
+    at_column = [f"at {at:,} rollouts"] if at else []
+    heads = ["run", "seeds", "base", *at_column, "end", *(f"to {mark} %" for mark in marks)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for label, folders in runs.items():
+        seeds = [[row for _, row in sorted(read_run(f)[0].items()) if "eval/pass@1" in row] for f in folders]
+        percent = [[100 * row["eval/pass@1"] for row in rows] for rows in seeds]
+        cells = [label, str(len(seeds)), spread([p[0] for p in percent])]
+        if at:
+            reached = [[100 * r["eval/pass@1"] for r in rows if r["rollouts"] <= at][-1] for rows in seeds]
+            cells.append(spread(reached))
+        cells.append(f"{spread([p[-1] for p in percent])} ({seeds[0][-1]['rollouts']:,} rollouts)")
+        for mark in marks:
+            first = [next((row for row in rows if 100 * row["eval/pass@1"] >= mark), None) for rows in seeds]
+            if None in first:
+                cells.append("–")
+                continue
+            rollouts, steps, seconds = (fmean(r[k] for r in first) for k in ("rollouts", "gradient_steps", "seconds"))
+            cells.append(f"{rollouts:,.0f} / {steps:,.0f} / {seconds:.0f} s")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder (with metrics.jsonl)")
     parser.add_argument("--out", default="curve.png", help="the figure (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print a Markdown table too")
+    parser.add_argument("--at", type=int, help="with --table: a column of pass@1 after so many rollouts")
     args = parser.parse_args(argv)
     try:
-        plot_runs(group_by_label(args.runs), args.out)
+        runs = group_by_label(args.runs)
+        plot_runs(runs, args.out)
+        if args.table:
+            print(table(runs, args.at))
     except ValueError as error:
         print(f"plot.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

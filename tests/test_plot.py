@@ -157,3 +157,19 @@ def test_bad_runs_are_one_sentence(tmp_path, capsys, content, message):
         plot.main([str(tmp_path)])
     error = capsys.readouterr().err.strip()
     assert exit.value.code == 2 and error.startswith("plot.py: ") and message in error and "\n" not in error
+
+
+def test_table_means_and_first_crossings(tmp_path):
+    for seed, values in enumerate([[0.2, 0.65, 0.9], [0.4, 0.5, 0.7]]):
+        folder = tmp_path / f"a-seed{seed}"
+        folder.mkdir()
+        rows = [
+            dict(step=i, rollouts=100 * i, gradient_steps=10 * i, seconds=2.0 * i, **{"eval/pass@1": v})
+            for i, v in enumerate(values)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folders = sorted(str(f) for f in tmp_path.iterdir())
+    line = plot.table(plot.group_by_label(folders), at=150, marks=(60, 80)).splitlines()[-1]
+    assert line == (
+        "| a | 2 | 30.0 [20.0, 40.0] | 57.5 [50.0, 65.0] | 80.0 [70.0, 90.0] (200 rollouts) | 150 / 15 / 3 s | – |"
+    )
