@@ -1,19 +1,22 @@
-"""The embedded task "tiny": arithmetic problems, and a small base model for them, made here in about a minute.
+"""The embedded task "tiny": arithmetic problems, and a small base model for them, made here in a minute and a half.
 
 It lets the whole of ReMix run, and really learn, on a machine without a GPU, a model hub or a data set. The paper's base
 models are distilled reasoners that sometimes reflect; this one is a Qwen2 of 200 thousand parameters that learnt three
 *habits* from demonstrations, in the R1 format (the prompt ends with `<think>`):
 
     guess    I guess 21 </think> \\boxed{ 21 }
-    reason   7 + 4 = 1 ; 1 + 8 = 9 </think> \\boxed{ 9 }                      a slip (a forgotten carry) is kept
-    check    7 + 4 = 1 ; 1 + 8 = 9 ; Wait , check : 7 + 4 makes 11 + 8 makes 19 </think> \\boxed{ 19 }         and here mended
+    reason   7 + 4 = 1 ; 1 + 8 = 9 </think> \\boxed{ 9 }                       the slip, a forgotten carry, is kept
+    check    7 + 4 = 1 ; 1 + 8 = 9 ; Wait , check : 7 + 4 makes 11 + 8 makes 19 </think> \\boxed{ 19 }     and mended
 
-Reasoning without the check often slips and the check never does, so reflection pays, and reinforcement learning can
-find that out: a share of every habit is in the samples. The first pass slips by a whole carry and with about even odds,
-so a lower sampling temperature does not mend it. Problems have 3 to 7 numbers, so responses differ in length, 8 to 70 tokens.
+A first pass often slips and the check does not, so reflection *pays*, and reinforcement learning can find that out: every
+habit has a share of the samples. A first pass forgets a whole carry at about even odds, so that a lower sampling
+temperature does not mend it. Problems have 3 to 7 numbers, so responses differ in length, from 8 to 70 tokens.
 
-Left out, on purpose: language. The tokenizer has a token for every word of the task and falls back to characters, so
-any other text can be encoded, but this model has learnt nothing about it.
+Sampled from the model as made, on the test problems (1,600 samples): pass@1 is 35 % at temperature 1 and 27 % at 0.6 with
+top_p 0.95. At temperature 1 a guess (59 % of the samples) is right 7 times in 100, reasoning (25 %) 61, a check (16 %) 97.
+
+Left out, on purpose: language. The tokenizer has a token for every word of the task and falls back to bytes, so any
+other text can be encoded, but this model has learnt nothing about it.
 
     python base_model.py                      # makes cache/tiny-<hash of the settings>/, a normal Hugging Face folder
     python base_model.py --out DIR --seed 1   # every field of BaseModel is a flag
@@ -42,7 +45,7 @@ from transformers.utils import logging as transformers_logging
 VERSION = 1  # raise it when a change below makes another model from the same settings: it is part of the cache's name
 
 LENGTHS = range(3, 8)  # how many numbers a problem has: its difficulty
-TOTALS = range(30)  # every running total of a problem lies here: 400 sums and differences to know by heart
+TOTALS = range(30)  # every running total of a problem lies here: 450 sums and differences to know by heart
 TRAIN, TEST = 4000, 200  # problems, equally many of each length
 
 PAD, EOS, USER, ASSISTANT = "<|pad|>", "<|im_end|>", "<|user|>", "<|assistant|>"
@@ -171,7 +174,9 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
         thought = f"I guess {answer}"
     else:
         totals = first_pass(rng, terms, settings)
-        thought = " ; ".join(f"{a} {op} {b} = {c}" for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True))
+        thought = " ; ".join(
+            f"{a} {op} {b} = {c}" for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True)
+        )
         answer = totals[-1]
     if habit == "check":  # another notation than the first pass, a chain, so that its slips do not leak in
         answer = total = terms[0]

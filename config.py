@@ -155,6 +155,11 @@ def check_config(cfg: Config) -> None:
         "group_size",
         "GRPO compares the responses of a group: give at least 2",
     )
+    need(
+        cfg.tensor_parallel == 1 or cfg.engine != "hf",
+        "tensor_parallel",
+        "is for vLLM; transformers' generate cannot split",
+    )
     need(cfg.top_p == 1, "top_p", "training must sample from the full distribution, or every importance ratio is wrong; "
          "use 1 (--eval_top_p is the one for evaluation)")  # fmt: skip
     need(0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]")

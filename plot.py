@@ -206,7 +206,9 @@ def group_by_label(folders: list[str]) -> dict[str, list[str]]:
     return {p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f for p, f in groups.items()}
 
 
-def table(runs: dict[str, list[str | Path]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)) -> str:
+def table(
+    runs: dict[str, list[str | Path]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)
+) -> str:
     """A Markdown table of runs: per label the mean and [min, max] over its seeds of pass@1 in percent, of the base model,
     after `at` rollouts (the last evaluation before or at that count) and at the end; and the mean rollouts, gradient
     steps and seconds until pass@1 first reached each mark, "–" where a seed never did."""

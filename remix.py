@@ -160,6 +160,12 @@ def load_data(cfg: Config):
 
 def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
+    # An engine spans --tensor_parallel ranks, which all sample its prompts; the first of them hands the samples on
+    engine_rank, engines, hands_on = (
+        rank // cfg.tensor_parallel,
+        world // cfg.tensor_parallel,
+        rank % cfg.tensor_parallel == 0,
+    )
     main_rank, out = rank == 0, Path(cfg.out)
     say = tqdm.write if main_rank else (lambda text: None)
 
@@ -204,9 +210,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     def evaluate() -> dict:
         """Metrics of the current policy on the held-out problems, the ranks sharing them; the engine must be in sync."""
         options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
-        mine = eval_problems[rank::world]
+        mine = eval_problems[engine_rank::engines]
         records = sample(engine, tokenizer, mine, grader, cfg.format, **options, max_tokens=cfg.eval_max_tokens, seed=0)
-        metrics = summarize(sorted(gather(records), key=lambda r: r["id"]), grader)
+        metrics = summarize(sorted(gather(records if hands_on else []), key=lambda r: r["id"]), grader)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(row: dict) -> None:
@@ -233,7 +239,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         seconds, tokens_forward, tokens_backward = {}, 0, 0
 
         # ------------------------------------------------------------ reincarnate (Sec. 4.3)
-        if step == cfg.reincarnation_step + 1 and step > 1:
+        if cfg.reincarnation_step and step == cfg.reincarnation_step + 1:
             if anchored:
                 copy_weights(base, policy)  # (1) pi_base <- pi_T
             buffer.clear()  # (2) from here on pure on-policy PPO / GRPO
@@ -247,7 +253,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         # ------------------------------------------------------------ roll out: (1 - p) P fresh prompts, or P
         n_fresh = fresh_prompts(step, cfg.prompts_per_step, ratio)
         chosen = prompt_order(len(problems), state["position"], n_fresh, cfg.seed)
-        mine = range(rank, n_fresh, world)
+        mine = range(engine_rank, n_fresh, engines)
         groups = engine.generate(
             [problems[chosen[i]].prompt_ids for i in mine],
             cfg.group_size,
@@ -267,9 +273,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                  for s in group])
             for i, group in zip(mine, groups, strict=True)
         ]  # fmt: skip
-        fresh = [group for _, group in sorted(gather(fresh_here), key=lambda entry: entry[0])]
-        reflects, kills, unparsable = zip(*gather([(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)]),
-                                          strict=True)  # fmt: skip
+        fresh = [group for _, group in sorted(gather(fresh_here if hands_on else []), key=lambda entry: entry[0])]
+        counts = [(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)] if hands_on else []
+        reflects, kills, unparsable = (sum(count) for count in zip(*gather(counts), strict=True))
         state["position"] += n_fresh
         state["rollouts"] += n_fresh * cfg.group_size
         seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
@@ -428,9 +434,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         row |= dict(
             reward=float(np.mean([r.reward for r in new])),
             response_length=float(np.mean([len(r.tokens) for r in new])),
-            reflection_rate=sum(reflects) / len(new),
+            reflection_rate=reflects / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
-            grader_kills=sum(kills), grader_unparsable=sum(unparsable),
+            grader_kills=kills, grader_unparsable=unparsable,
             off_policy_ratio=len(old) / len(batch), kl_convex_lambda=lam, clip_eps=clip_eps,
             policy_loss=totals[0].item() / n, kl=totals[1].item() / n, entropy=totals[2].item() / n,
             value_loss=totals[3].item() / n, grad_norm=float(np.mean([norms["policy"] for norms in grad_norms])),
@@ -452,6 +458,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         summary = f"step {step:4d}  reward {row['reward']:.2f}  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
         if "eval/pass@1" in row:
             summary += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+        if kills:
+            summary += f"  {kills} gradings killed"
         say(f"{summary}  {sum(seconds.values()):.1f} s")
         progress.update()
 
@@ -468,6 +476,11 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     engine.close()
 
 
+def stop(error: Exception) -> None:
+    """End with one sentence instead of a traceback; under torchrun rank 0 says it."""
+    sys.exit(f"remix.py: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+
+
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows every step as it ends
     try:  # bad input: one sentence, before any model is loaded
@@ -476,9 +489,13 @@ def main() -> None:
         check_out(cfg)
         rank, world, device = init_distributed()
         transformers.utils.logging.disable_progress_bar()
+        if world % cfg.tensor_parallel:
+            raise ValueError(
+                f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take one that does"
+            )
         *loaded, lines = load_data(cfg)
     except ValueError as error:
-        sys.exit(f"remix.py: {error}")
+        stop(error)
     if rank == 0:
         print("\n".join(lines))
         Path(cfg.out).mkdir(parents=True, exist_ok=True)
@@ -487,7 +504,7 @@ def main() -> None:
     try:
         train(cfg, device, *loaded)
     except FloatingPointError as error:
-        sys.exit(f"remix.py: {error}")
+        stop(error)
     if dist.is_initialized():  # vLLM's engine destroys the group when it closes
         dist.destroy_process_group()
 

@@ -1,10 +1,12 @@
 """The embedded task and its base model: problems, demonstrations, tokenizer, and the making of the folder."""
 
+import dataclasses
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def quick(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(quick):
-    return AutoTokenizer.from_pretrained(quick)  # as users load it: this class differs from the one that was saved
+    return AutoTokenizer.from_pretrained(quick)  # as users load it; AutoTokenizer may choose another class
 
 
 def run_chain(text: str, equals: str) -> list[tuple[str, str]]:
@@ -51,17 +53,10 @@ def test_answers_are_right_and_within_the_vocabulary():
         assert row["difficulty"] == len(re.findall(r"\d+", row["problem"]))
 
 
-def test_problems_are_the_same_in_another_process():
-    code = "import base_model, hashlib; r = base_model.embedded_problems('test'); print(hashlib.sha256(str(r).encode()).hexdigest())"
-    seen = {
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=REPO, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True
-        ).stdout
-        for seed in ("1",)
-    }
-    import hashlib
-
-    assert seen == {hashlib.sha256(str(bm.embedded_problems("test")).encode()).hexdigest() + "\n"}
+def test_problems_and_demonstrations_are_the_same_in_another_process():
+    code = "import base_model as bm; print(bm.embedded_problems('test'), bm.demonstrations(bm.BaseModel(steps=3)))"
+    other = subprocess.run([sys.executable, "-c", code], cwd=REPO, env={"PYTHONHASHSEED": "7"}, capture_output=True)
+    assert other.stdout.decode().strip() == f"{bm.embedded_problems('test')} {bm.demonstrations(bm.BaseModel(steps=3))}"
 
 
 def test_unknown_split_is_refused():
@@ -247,23 +242,47 @@ def test_failure_while_saving_leaves_nothing(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kill_while_making_leaves_no_half_made_folder(tmp_path):
-    out = tmp_path / "model"
-    command = [sys.executable, "base_model.py", "--out", str(out), "--steps", "100000", "--batch_size", "2"]
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE)
-    try:
-        begun = b""
-        deadline = time.monotonic() + 60
-        while b"base model:" not in begun and time.monotonic() < deadline:  # the bar: training has begun
-            begun += process.stderr.read(1)
-    finally:
-        process.kill()
-        process.wait()
-    assert b"base model:" in begun and list(tmp_path.iterdir()) == []
-    assert bm.make_base_model(str(out), QUICK, quiet=True) == str(out) and (out / "model.safetensors").is_file()
+def test_kill_while_saving_leaves_no_half_made_folder_and_the_next_call_makes_it(quick, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(quick)
+    child = os.fork()  # cheaper than a new interpreter, which would import torch again
+    if child == 0:
+        bm._train = lambda *_: model
+        bm.Qwen2Tokenizer.save_pretrained = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the weights are written
+        bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "model").exists() and len(list(tmp_path.glob(".model.*/*.safetensors"))) == 1
+    out = bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
+    AutoModelForCausalLM.from_pretrained(out)
 
 
-def test_unknown_flag_is_an_error_and_help_names_every_setting():
-    command = [sys.executable, "base_model.py"]
-    wrong = subprocess.run([*command, "--guess", "0.1"], cwd=REPO, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "--guess" in wrong.stderr
+def test_loser_of_a_race_takes_the_winners_folder(monkeypatch, tmp_path):
+    train, out = bm._train, str(tmp_path / "model")
+
+    def slow_train(*arguments):
+        monkeypatch.setattr(bm, "_train", train)
+        bm.make_base_model(out, QUICK, quiet=True)  # the other process gets there first
+        return train(*arguments)
+
+    monkeypatch.setattr(bm, "_train", slow_train)
+    # two makers in one process would share the name of the partial folder; it is gone again by the time of the second
+    assert bm.make_base_model(out, QUICK, quiet=True) == out
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_flags(monkeypatch, capsys, tmp_path):
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["base_model.py", *flags])
+        bm.main()
+
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    helped = capsys.readouterr().out
+    assert stop.value.code == 0 and all(f"--{f.name}" in helped for f in dataclasses.fields(bm.BaseModel))
+    with pytest.raises(SystemExit) as stop:
+        run("--guess", "0.1")  # no abbreviations: --guess is none of the flags
+    assert stop.value.code == 2 and "--guess" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="32 or 64"):
+        run("--heads", "4")
+    run("--out", str(tmp_path / "m"), "--steps", "2", "--batch_size", "4")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "m") and (tmp_path / "m" / "config.json").is_file()

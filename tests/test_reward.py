@@ -417,6 +417,8 @@ HOSTILE = [
     *[r"\sqrt{" * 100 + "2" + "}" * 100, "x^{" * 50 + "2" + "}" * 50, "f(" * 11 + "x" + ")" * 11, r"\sin" * 300 + "x"],
     *[r"\sum_{k=1}^{10^9} k", r"\prod_{k=1}^{10^{9}} k", r"\int_0^{10^9} x^x dx", r"\sin(10^{100000})", r"\tan(10^{30})"],
     *["1,2," * 400, "a or " * 300 + "b", "x=" * 400 + "1", "1<" * 300 + "2", r"\pm" * 20 + "1", "1/" * 800 + "1"],
+    *["5\\text{ cm} " + "a" * 60 + "?1", "5" + " " * 900 + "?", "A" * 900 + "=", "\\angle " + "A " * 400 + "5", "5 a.m" * 300],
+    *["|x|" * 60, "|0" * 60, r"\sum_{k=1}^{n}x" * 25, r"\{1\pm x,-2\}" * 40, r"\pm 1 \mp" * 100, r"\overline{3}|x|" * 20],
     *["$" * 1999, "\\" * 1999, r"\frac" * 300, r"\boxed{" * 200, "</think>" * 100, r"\text{" * 100, "|" * 500, " " * 1900],
     *[r"\begin{pmatrix}" * 50, r"\begin{pmatrix}" + "1&" * 200 + r"1\end{pmatrix}", r"\gcd(10^{50}+1,10^{49}+3)"],
     *["1/0", r"\frac{0}{0}", r"\log 0", "0^{-1}", r"\infty-\infty", "\u0000", "\u0663", "\U0001f600", r"\det(1)", "e^{e^{e^{e^{9}}}}"],
@@ -426,9 +428,9 @@ HOSTILE = [
 @pytest.mark.parametrize("gold", ["8", r"\frac{1}{2}", "x^2+1", "(1,2)", "1,2,3"])
 def test_hostile_answers_are_wrong_and_fast(gold):
     for answer in HOSTILE:
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: other processes of a busy machine do not count
         assert not equivalent(answer, gold), answer[:50]
-        assert time.perf_counter() - start < 2, answer[:50]
+        assert time.process_time() - start < 2, answer[:50]
 
 
 @pytest.mark.parametrize("code", ["__import__('os').system('touch {}')", "open('{}', 'w')", "exec(\"open('{}','w')\")"])
@@ -508,7 +510,7 @@ def test_a_failing_grading_is_killed_and_the_others_are_not_affected(fake, worke
             scores = grader.score(boxes(*answers), answers, "boxed")
         assert scores.rewards == [1, 0, 1, 0, 1, 0, 1, 1]
         assert scores.kills == 3  # the hang, the death, and the memory
-        assert 0.5 <= time.monotonic() - start < 10
+        assert 0.5 <= time.monotonic() - start < 30
         assert any(process.poll() is not None for process in first)  # killed for good, and respawned:
         assert grader.score(boxes("6"), ["6"], "boxed") == ([1.0], ["6"], 0, 0)
 
@@ -547,7 +549,7 @@ def test_a_worker_that_cannot_start_is_an_error():
 def test_workers_end_with_their_grader_and_import_no_torch():
     grader = Grader(workers=2)
     grader.score(boxes("1"), ["1"], "boxed")
-    process = grader.workers[0].process
+    process = next(worker.process for worker in grader.workers if worker.ready)
     with open(f"/proc/{process.pid}/maps") as maps:
         assert "torch" not in maps.read()
     with open(f"/proc/{process.pid}/limits") as limits:

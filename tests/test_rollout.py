@@ -37,7 +37,9 @@ def policy(base, group):
 
 def trainer_logp(policy, prompts, groups):
     responses = [
-        Response(p, s.tokens, torch.tensor(s.logp), s.finished, 0.0, 0) for p, g in zip(prompts, groups) for s in g
+        Response(p, s.tokens, torch.tensor(s.logp), s.finished, 0.0, 0)
+        for p, g in zip(prompts, groups, strict=True)
+        for s in g
     ]
     with torch.no_grad():
         logp, _ = policy(**collate(responses, "cpu"))
