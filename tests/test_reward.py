@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import answers
 import reward
 from reward import Gold, Grader, equivalent, extract_answer, parsable
 
@@ -446,7 +447,7 @@ def test_nothing_is_executed(code, tmp_path):
 def test_deterministic():
     cases = [case for case in CASES if case[0] in ("expression", "trig_log_exp", "polynomial")]
     first = [equivalent(answer, gold) for _, gold, answer, _ in cases]
-    for cached in (reward.parse, reward.values_of, reward.same_leaf):
+    for cached in (answers.parse, answers.values_of, answers.same_leaf):
         cached.cache_clear()
     assert [equivalent(answer, gold) for _, gold, answer, _ in cases] == first
 
@@ -456,6 +457,7 @@ def test_deterministic():
 FAKE = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
+import answers
 import reward
 def equivalent(answer, gold):  # stands for a grader that an answer managed to break
     if answer == "hang": time.sleep(60)

@@ -1,0 +1,1077 @@
+"""Do two answers mean the same? The mathematics of the grader; reward.py holds its rules and its processes.
+
+    equivalent(answer, gold)  -> pure: no processes, no clock, no randomness
+
+Three stages, each findable by its banner: NORMALISE LaTeX to one spelling; READ that text into lists, tuples, intervals,
+matrices and equations, down to single values; COMPARE two readings, value by value: as text, base-n numeral, exact
+fraction, and only then as an expression. Expressions are parsed by math-verify's LaTeX parser, which builds an
+*unevaluated* tree, and are evaluated here, node by node, at fixed random points, with a limit on the size of every power
+and factorial. Nothing an answer says is ever passed to sympify, parse_expr, simplify or eval, and math-verify's own
+`verify` is not used: it rounds to six decimals, ignores bases, and has no bound on its time.
+
+Left out: simplification of sums, integrals and derivatives (equal only if written alike), set algebra.
+"""
+
+import itertools
+import math
+import random
+import re
+import unicodedata
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+import mpmath
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy  # math-verify's LaTeX parser
+from sympy import Expr
+
+MAX_CHARS = 2000  # a longer answer is no answer (longest gold of the five benchmarks: 204)
+MAX_EXPRESSION = 400  # characters of one expression; the parser needs about 1 ms for 5 of them
+MAX_DEPTH = 12  # nested brackets
+MAX_ITEMS = 64  # elements of a list
+MAX_BITS = 20_000  # an exact number larger than this goes on as a float ...
+MAX_EXPONENT = 10**7  # ... and a power or factorial whose logarithm is larger than this is not evaluated at all
+
+
+class Gold(NamedTuple):
+    """A reference answer; a plain string stands for Gold((string,)).
+
+    answers: alternatives, any of which is right; with `multiple`, all of them are required (in any order).
+    unit: unit of a number that carries none itself. error: absolute tolerance, as text ("1e-1").
+    """
+
+    answers: tuple[str, ...]
+    unit: str | None = None
+    error: str | None = None
+    multiple: bool = False
+
+
+# ---------------------------------------------------------------- BOX
+
+
+def _closing(text: str, start: int) -> int:
+    r"""Index of the brace that closes the one at `start`, -1 if none does. \{ and \} are text, not braces."""
+    depth, i = 0, start
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1
+        elif text[i] == "{":
+            depth += 1
+        elif text[i] == "}":
+            depth -= 1
+            if depth == 0:
+                return i
+        i += 1
+    return -1
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the last \boxed{}, the outer one of nested boxes; None if that box is empty or never closed.
+
+    Never an earlier box: "\boxed{7} ... no, wait, \boxed{" is a response that did not answer.
+    """
+    content, end = None, 0
+    for box in re.finditer(r"\\f?boxed\s*\{", text):
+        if box.start() < end:
+            continue  # inside the box just read
+        close = _closing(text, box.end() - 1)
+        content = text[box.end() : close].strip() if close >= 0 else None
+        end = max(close, box.end())
+    return content or None
+
+
+# ---------------------------------------------------------------- NORMALISE
+# Left: the one spelling that the reader below knows, often a single character to split at (⦃ a set, ¤ dollars).
+# Right: the LaTeX commands (without backslash) and the characters that mean the same. ␣ is a space, ø nothing.
+_SPELLINGS = r"""
+>= ge geq geqq geqslant ≥ ⩾ | <= le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt | ≈ approx simeq thickapprox doteq
+∪ cup | ∈ in | ∖ setminus backslash | ± pm | ∓ mp | ⦃ lbrace | ⦄ rbrace | ( langle lgroup | ) rangle rgroup | [ lbrack
+] rbrack | : colon ∶ | £ pounds | € euro | ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
+\frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅ | \ldots dots cdots dotsc …
+\cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √ | \R ℝ reals Reals | \log_{10} lg
+\frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾ | ␣,␣ land lor vee wedge | ␣ quad qquad
+\text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf mathtt mathnormal mbox hbox boldsymbol bm emph
+ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits nolimits bf rm it boxed fbox
+"""
+_SPELLED = {
+    name: spelling.replace("␣", " ").replace("ø", "") + (" " if spelling[-1].isalpha() else "")
+    for entry in re.split(r" \| |\n", _SPELLINGS.strip())
+    for spelling, *names in [entry.split()]
+    for name in names
+} | {"vert": "|", "lvert": "|", "rvert": "|", "mid": "|", "\u200b": "", "\ufeff": ""}
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|exp|log|ln|sqrt"
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\phantom\s*\{?-?\}?|\\hspace\s*\{[^{}]*\}", " "),
+        (r"(?<!\\)\\\{", "⦃"),
+        (r"(?<!\\)\\\}", "⦄"),
+        (r"⦃\s*⦄", r"\\emptyset "),
+        (r"\\underline\s*\{([^{}]*)\}", r"\1"),
+        (r"\\mathbb\s*\{?\s*R\s*\}?", r"\\R "),
+        (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
+        (r"\\operatorname\*?\s*\{", r"\\text{"),
+        # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (a plain comma may be a list: see _readings)
+        (r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\,\s*|\\ +|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))", ""),
+        (r"(?<!\\)\\[,;:! \n]|~", " "),
+        # percent, currency, degrees
+        (r"\\%|\\text\{\s*(?:%|percent|per cent|pct)\.?\s*\}|\b(?:percent|per cent|pct)\b", "%"),
+        (r"\\text\{\s*\\?\$\s*\}|\\\$", "¤"),
+        (r"\\text\{\s*([¤£€])\s*\}", r"\1"),
+        (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
+        # text
+        (r"\\text\s*\{", r"\\text{"),
+        (r"\\text\{([^{}a-zA-Z]*|[eid])\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
+        (r"\\text\{([^{}^]*)\^\s*\{?(-?[0-9])\}?\s*\}", r"\\text{\1}^{\2}"),  # \text{cm$^2$}
+        (r"^\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}\s*(?=\S)", ""),  # \text{The answer is } 5
+        (r"(?i)(?:\\text\{\s*)?\ball (?:real numbers|reals)\b(?:\s*\})?", r"\\R "),
+        # plain text that means LaTeX: 2e5, x^10, sin(x), sqrt(2)
+        (r"\.\.\.", r"\\ldots "),
+        (r"=>", ">="),
+        (r"=<", "<="),
+        (r"\\not\s*=", "!="),
+        (r"\+/-", "±"),
+        (r"(?<=[0-9.])[eE]([-+]?[0-9]+)(?![0-9a-zA-Z._])", r"\\times 10^{\1}"),
+        (rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|[a-zA-Z]\b)))(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<![\\a-zA-Z])(?:infinity|infty)\b", r"\\infty "),
+        (r"(?<![\w)}])\+\s*\\infty", r"\\infty"),
+        (r"\\sqrt\s*(\[[^\]]*\])?\s*\(([^()]*)\)", r"\\sqrt\1{\2}"),
+        (r"\\sqrt\s*([0-9]{2,})", r"\\sqrt{\1}"),
+        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+        (r"\^\s*([-+]?[0-9]+)(?![0-9.])", r"^{\1}"),
+        (r"_\s*([0-9]+|[a-zA-Z])", r"_{\1}"),
+        (r"_\s*\{\s*([^{}]*?)\s*\}", r"_{\1}"),
+        (r"\^\s*\{?\s*(?:\\prime\s*)+\}?", "'"),
+        (r"([0-9]+|[a-zA-Z]|\([^()]*\))\s*!\s*\^", r"(\1!)^"),
+        # lists: words between the elements, \text{, and }; but not in an answer that is nothing but text
+        (r"^\s*\\text\{([^{}]*)\}[\s.]*$", r"\1"),
+        (r"\\text\{[\s,;]*(?:and|or)[\s,;]*\}|,?\s*\b(?:and|or)\b(?![^{}]*\})", " , "),
+        (r"(?<=[0-9])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[0-9])", ":"),
+    ]
+]
+
+
+def _brace_arguments(text: str) -> str:
+    r"""\frac12, \frac1{29}, \frac{40}7, \frac\pi 2, \sqrt2 -> the same with both arguments in braces."""
+    one = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))"
+    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?{one}", r"\\sqrt\1{\2}", text)
+    text = re.sub(rf"\\(frac|binom){one}", r"\\\1{\2}", text)
+    for match in reversed(list(re.finditer(r"\\(?:frac|binom)\s*\{", text))):
+        close = _closing(text, match.end() - 1)
+        second = re.match(rf"{one}", text[close + 1 :]) if close >= 0 else None
+        if second:
+            text = f"{text[: close + 1]}{{{second[1]}}}{text[close + 1 + second.end() :]}"
+    return text
+
+
+def normalise(text: str) -> str:
+    """One spelling for LaTeX, Unicode and plain text. Does not change the meaning; currency and units stay."""
+    text = re.sub(r"\\(?:left|right)\s*\.|(?<!\\)\\[\[\]()]", " ", text)  # and display math
+    text = re.sub(r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text)
+    text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
+    if len(re.findall(r"(?<!\\)\$", text)) == 1:
+        text = re.sub(r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text)  # a lone $ before a number is money, not math
+    text = re.sub(r"(?<!\\)\$", "", text)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\s+", " ", _brace_arguments(text)).strip()
+    return re.sub(r"(?<=[^\s\\])(?:[\s.,;:]|\\+$)+$", "", text)
+
+
+# ---------------------------------------------------------------- READ
+# A reading is a tuple: ("leaf", text) | ("list", items) in any order | ("set", items) | ("bracket", "(", "]", items)
+# for tuples, vectors and intervals | ("matrix", rows) | ("eq", left text, right reading) | ("rel", sides, operators)
+
+_OPEN, _CLOSE = "([{⦃", ")]}⦄"
+_LETTER = r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|log|ln|sin|cos|tan|pi\b|ldots|infty)[a-zA-Z]+\s*(?:\{[a-zA-Z]\})?)"
+_NAME = rf"{_LETTER}\s*(?:_\s*\{{[^{{}}]*\}})?\s*(?:'|\^\{{\\prime\s*\}})*"
+# What may stand before "=" and be dropped: x, x_1, f(x), AB, |AB|, \angle ABC, (x, y), [ABC], \max f, \text{Area}
+_NAMED = re.compile(
+    rf"(?:\\(?:max|min|deg|gcd)\s*)?(?:{_NAME}\s*(?:\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
+    rf"|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)|m?\s*\\(?:angle|triangle|overline|arc|widehat)\s*\{{?[A-Z\s']+[A-Z0-9_{{}}]*\}}?"
+    r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()=]*\)|\\text\{[^{}]*\}|[A-Za-z]{4,})"
+)
+_RELATION = re.compile(r"<=|>=|!=|<|>")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at a regular expression, outside of brackets; empty parts are dropped."""
+    parts, depth, start, i = [], 0, 0, 0
+    pattern = re.compile(separator)
+    while i < len(text):
+        depth += (text[i] in _OPEN) - (text[i] in _CLOSE)
+        match = pattern.match(text, i) if depth <= 0 else None
+        if match:
+            parts.append(text[start:i])
+            start = i = match.end()
+        else:
+            i += 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _depth(text: str) -> int:
+    """Deepest nesting of brackets; -1 if the braces do not match."""
+    depth = deepest = braces = 0
+    for character in text:
+        depth += (character in _OPEN) - (character in _CLOSE)
+        braces += (character == "{") - (character == "}")
+        deepest = max(deepest, depth)
+        if braces < 0:
+            return -1
+    return deepest if braces == 0 else -1
+
+
+def _wrapped(text: str, opening: str, closing: str) -> bool:
+    """Is all of the text inside one pair of these brackets?"""
+    if len(text) < 2 or text[0] not in opening or text[-1] not in closing:
+        return False
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _is_name(text: str) -> bool:
+    """Can it be the name of an answer, as x in x = 5?"""
+    return bool(_NAMED.fullmatch(text.strip()))
+
+
+def _plus_minus(text: str) -> list[str]:
+    """5 ± 3 -> [5 + 3, 5 - 3]. Several ± are independent, unless there is a ∓ to say that they are tied."""
+    if "∓" in text:
+        return [text.translate({ord("±"): plus, ord("∓"): minus}) for plus, minus in ("+-", "-+")]
+    pieces = text.split("±")
+    choices = itertools.product("+-", repeat=len(pieces) - 1)
+    return ["".join(itertools.chain(*zip(pieces, (*signs, ""), strict=True))) for signs in choices]
+
+
+def _make_list(items: list[tuple]) -> tuple:
+    """A list of readings: flat, and without a name that is only on its first element (n = 1, 2, 3)."""
+    if items[0][0] == "eq" and all(item[0] != "eq" for item in items[1:]) and _is_name(items[0][1]):
+        items = [items[0][2], *items[1:]]
+    flat = [sub for item in items for sub in (item[1] if item[0] == "list" else [item])]
+    return ("list", tuple(flat)) if len(flat) != 1 else flat[0]
+
+
+def _read_matrix(text: str) -> tuple | None:
+    r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, with a scalar factor before it or without."""
+    match = re.fullmatch(
+        r"(.*?)[\s(\[]*\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*", text, re.S
+    )
+    if not match or "\\begin" in match[3]:
+        return None
+    factor = match[1].replace("\\cdot", "").strip()
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", match[3]) if row.strip()]
+    factor = f"({factor})" if factor not in ("", "-") else factor
+    return ("matrix", tuple(tuple(read(f"{factor}({c})" if factor else c) for c in _split(row, "&")) for row in rows))
+
+
+def _relation(sides: list[str], operators: list[str]) -> tuple:
+    """A chain of relations, turned so that it ascends: x >= 6 -> 6 <= x."""
+    if all(operator[0] == ">" for operator in operators):
+        sides, operators = sides[::-1], [operator.replace(">", "<") for operator in operators[::-1]]
+    return ("rel", tuple(sides), tuple(operators))
+
+
+def _as_intervals(reading: tuple) -> tuple:
+    """6 <= x -> [6, oo); 0 < f(x) < 1 -> (0, 1); x != 3 -> two intervals. Any other relation stays as it is."""
+    if reading[0] != "rel":
+        return reading
+    sides, operators = reading[1:]
+    if operators == ("!=",) and (_is_name(sides[0]) or _is_name(sides[1])):
+        return _without_points([sides[1] if _is_name(sides[0]) else sides[0]])
+    if len(sides) == 2 and _is_name(sides[0]):
+        sides, operators = (r"-\infty", *sides), ("<", *operators)
+    elif len(sides) == 2:
+        sides, operators = (*sides, r"\infty"), (*operators, "<")
+    if len(sides) == 3 and _is_name(sides[1]) and all(operator[0] == "<" for operator in operators):
+        return ("bracket", "(["[operators[0] == "<="], ")]"[operators[1] == "<="], (read(sides[0]), read(sides[2])))
+    return reading
+
+
+def _without_points(points: list[str]) -> tuple:
+    """The real line without some points, as a list of intervals (points in the order of their values if known)."""
+    values = {point: value[0] for point in points if (value := values_of(point)) and isinstance(value[0], Fraction)}
+    ends = sorted(points, key=lambda point: values.get(point, 0))
+    ends = [("leaf", r"-\infty"), *[read(point) for point in ends], ("leaf", r"\infty")]
+    return _make_list([("bracket", "(", ")", pair) for pair in itertools.pairwise(ends)])
+
+
+def read(text: str) -> tuple:
+    """The structure of a normalised answer."""
+    text = text.lstrip("= ").rstrip()
+    if matrix := _read_matrix(text) if "\\begin" in text else None:
+        return matrix
+    if ";" in text and len(groups := _split(text, ";")) > 1:  # p = 5, q = 2; p = 7, q = 2
+        items = [read(group) for group in groups]
+        return _make_list([("bracket", "(", ")", _unnamed(i[1])) if i[0] == "list" else i for i in items])
+    if "," in text and len(parts := _split(text, ",")) > 1:
+        return _make_list([read(part) for part in parts])
+    if "," in text and text.endswith(","):
+        return read(text.rstrip(", "))
+    if _wrapped(text, "⦃", "⦄"):
+        if builder := re.fullmatch(rf"⦃\s*{_NAME}\s*(?:∈\s*\\R\s*)?[|:](.*)⦄", text):  # {x : x > 3}
+            return read(builder[1])
+        inner = read(text[1:-1])
+        return ("set", inner[1]) if inner[0] == "list" else ("set", (inner,))
+    if "∈" in text and len(sides := _split(text, "∈")) == 2:
+        return read(sides[1])
+    if "∪" in text and len(parts := _split(text, "∪")) > 1:
+        items = [read(part) for part in parts]
+        if all(item[0] == "set" for item in items):
+            return ("set", tuple(element for item in items for element in item[1]))
+        return _make_list(items)
+    if match := re.fullmatch(r"\\R\s*(?:∖\s*⦃(.*)⦄)?", text):
+        return _without_points(_split(match[1] or "", ","))
+    if 0 < text.count("±") + text.count("∓") <= 3:
+        return _make_list([read(part) for part in _plus_minus(text)])
+    if _RELATION.search(text):
+        sides = _split(text, _RELATION.pattern)
+        operators = _RELATION.findall(text)
+        if len(sides) == len(operators) + 1:
+            return _relation(sides, operators)
+    if 0 < text.count("=") < 9 and len(sides := _split(text, "=")) > 1:
+        return ("eq", sides[0], read("=".join(sides[1:])))
+    if _wrapped(text, "{", "}"):
+        return read(text[1:-1])
+    if _wrapped(text, "([", ")]"):
+        items = _split(text[1:-1], "[,;]")
+        if len(items) > 1:
+            return ("bracket", text[0], text[-1], tuple(read(item) for item in items))
+        if text[0] + text[-1] == "()" and items:
+            return read(items[0])
+    return ("leaf", text)
+
+
+def _unnamed(items: tuple) -> tuple:
+    return tuple(item[2] if item[0] == "eq" else item for item in items)
+
+
+# ---------------------------------------------------------------- VALUES: numbers, units, expressions
+
+
+class Number(NamedTuple):
+    """An exact value; `digits` significant digits if written as a decimal that is no integer, else 0; last: its last place."""
+
+    value: Fraction
+    digits: int = 0
+    last: Fraction = Fraction(0)
+
+
+_DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_TEN = r"10\s*\^\s*\{\s*([-+]?[0-9]{1,4})\s*\}"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?:(?P<decimal>{_DECIMAL})(?:\s*(?:\\times|\\cdot|x)\s*{_TEN}|[eE](?P<e>[-+]?[0-9]{{1,4}}))?"
+    rf"|{_TEN}|(?:(?P<whole>[0-9]+)\s*)?\\frac\{{\s*(?P<num>[-+]?{_DECIMAL})\s*\}}\s*\{{\s*(?P<den>[-+]?{_DECIMAL})\s*\}}"
+    rf"|(?:(?P<whole2>[0-9]+)\s+)?(?P<num2>{_DECIMAL})\s*/\s*(?P<den2>{_DECIMAL})"
+    r"|(?P<point>[0-9]*\.[0-9]*)\\(?:overline|bar|dot)\s*\{(?P<repeat>[0-9]+)\})"
+)
+
+
+@lru_cache(8192)
+def number(text: str) -> Number | None:
+    """Integers, decimals, 4.4e7, 4.4 \\times 10^{7}, fractions, mixed numbers and 0.\\overline{3}, exactly."""
+    text = text.strip()
+    while _wrapped(text, "({", ")}"):
+        text = text[1:-1].strip()
+    if text.startswith("-") and _wrapped(text[1:].strip(), "(", ")"):
+        inner = number(text[1:])
+        return inner and inner._replace(value=-inner.value)
+    match = _NUMBER.fullmatch(text)
+    if not match or len(text) > 1000:
+        return None
+    part, sign = match.groupdict(), -1 if match["sign"] == "-" else 1
+    ten = match[3] or part["e"] or match[5]
+    scale = Fraction(10) ** int(ten) if ten else Fraction(1)
+    if part["decimal"]:
+        value = Fraction(part["decimal"].rstrip(".") if part["decimal"] != "." else "0") * scale * sign
+        if value.denominator == 1 and not ten:
+            return Number(value)  # 1296.0 is the integer: no tolerance
+        places = len(part["decimal"].partition(".")[2])
+        return Number(value, len(part["decimal"].replace(".", "").lstrip("0")), scale / 10**places)
+    if part["point"]:
+        whole, _, places = part["point"].partition(".")
+        shift = 10 ** len(places)
+        tail = Fraction(int(part["repeat"]), (10 ** len(part["repeat"]) - 1) * shift)
+        return Number((Fraction(int((whole + places) or "0"), shift) + tail) * sign)
+    if ten:
+        return Number(scale * sign)
+    num, den = Fraction(part["num"] or part["num2"]), Fraction(part["den"] or part["den2"])
+    whole = part["whole"] or part["whole2"]
+    if den == 0 or (whole and (num < 0 or den < 0)):
+        return None
+    return Number((Fraction(whole or 0) + num / den) * sign)
+
+
+def _table(*rows: str) -> dict[str, tuple[str, Fraction]]:
+    table = {}
+    for row in rows:
+        dimension, *units = row.split()
+        for unit in units:
+            factor, *names = re.split("[=|]", unit)
+            table.update({name: (dimension, Fraction(factor)) for name in names})
+    return table
+
+
+# dimension factor=names: units of one dimension are converted into each other, those of two contradict each other
+_UNITS = _table(
+    "length 1=m|meter|metre 1/100=cm|centimeter|centimetre 1/1000=mm|millimeter|millimetre 1000=km|kilometer|kilometre",
+    "length 1e-6=micron|um 1e-9=nm|nanometer 127/5000=in|inch|inche 381/1250=ft|foot|feet 1143/1250=yd|yard",
+    "length 201168/125=mi|mile",
+    "time 1=s|sec|second 60=min|minute 3600=h|hr|hour 86400=d|day 604800=wk|week 1/1000=ms|millisecond",
+    "year 1=yr|year 1/12=month 10=decade",
+    "mass 1=kg|kilogram 1/1000=g|gm|gram 1e-6=mg|milligram 45359237/100000000=lb|pound 1000=ton|tonne",
+    "mass 45359237/1600000000=oz|ounce",
+    "volume 1=L|l|liter|litre 1/1000=mL|ml|milliliter|millilitre",
+    "gallon 1=gal|gallon 1/4=quart 1/8=pint 1/16=cup",
+    "dollar 1=$|¤|dollar|usd|USD|buck 1/100=cent|penny|pennie|¢",
+    "euro 1=€|euro|EUR", "sterling 1=£|GBP 1/100=pence", "rupee 1=rupee|Rs|₹", "yen 1=yen|¥",
+    "angle 1=°|degree|deg 1/60=arcminute 1/3600=arcsecond",
+    "pm 1=pm", "am 1=am", "radian 1=rad|radian", "celsius 1=celsius|°C", "fahrenheit 1=fahrenheit|°F", "kelvin 1=K|kelvin",
+    "force 1=N|newton 1000=kN", "energy 1=J|joule 1000=kJ 1e-7=erg", "eV 1=eV 1000=keV 1000000=MeV 1000000000=GeV",
+    "calorie 1=cal|calorie 1000=kcal", "power 1=W|watt 1000=kW", "voltage 1=V|volt", "current 1=A|amp|ampere",
+    "frequency 1=Hz|hertz 1000=kHz 1000000=MHz 1000000000=GHz", "pressure 1=Pa|pascal 1000=kPa 101325=atm",
+    "amount 1=mol|mole", "parsec 1=pc|parsec 1000=kpc 1000000=Mpc", "acre 1=acre",
+)  # fmt: skip
+
+
+def _strip_text(text: str) -> str:
+    r"""Friday, for \text{Friday}."""
+    return re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+
+
+@lru_cache(4096)
+def unit(text: str) -> tuple[frozenset, Fraction] | None:
+    r"""Dimensions and factor of \text{ cm}^{2}, km/h, square feet, miles per hour, mph; None if not known: no claim."""
+    text = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkm?ph\b", "km/hour", _strip_text(text).replace("\\cdot", " ")))
+    text = re.sub(r"\b([ap])\. ?m\b", r"\1m", re.sub(r"\bper\b", "/", text))
+    powers, factor, sign, power_next = {}, Fraction(1), 1, 1
+    for word, power, slash in re.findall(
+        r"(°\s*[CF]?|[a-zA-Z$¤€£¥₹¢]+\.?)\s*(?:\^\s*\{?\s*([-+]?[0-9])\s*\}?)?|(/)", text
+    ):
+        word = word.replace(" ", "").rstrip(".")
+        if slash:
+            sign = -1
+        elif word in ("square", "sq", "cubic", "cu"):
+            power_next = 2 if word[0] == "s" else 3
+        else:
+            known = next((_UNITS[w] for w in (word, word.lower(), word.lower().rstrip("s")) if w in _UNITS), None)
+            if not known:
+                return None
+            exponent = sign * power_next * int(power or 1)
+            dimension = ("length", 3 * exponent) if known[0] == "volume" else (known[0], exponent)
+            factor *= (known[1] / (1000 if known[0] == "volume" else 1)) ** exponent
+            powers[dimension[0]] = powers.get(dimension[0], 0) + dimension[1]
+            power_next = 1
+    return (frozenset(powers.items()), factor) if powers else None
+
+
+_CONDITION = re.compile(r"\b(?:if|when|for|or|and|not|unless|where|otherwise|but|maybe|possibly)\b")
+_TAIL = re.compile(r"(?:\\text\{[^{}]*\}|\^\s*\{?\s*[-+]?[0-9]\s*\}?|\\cdot|[a-zA-Z\s./()°])*")
+
+
+@lru_cache(8192)
+def split_unit(text: str) -> tuple[str, str]:
+    r"""("64", "\text{ cm}^{2}") for 64\text{ cm}^{2}; ("18.90", "¤") for ¤18.90; ("28", "%") for 28%."""
+    text = text.strip()
+    if match := re.fullmatch(r"(-?)\s*([¤€£¥₹])\s*([^¤€£¥₹]+)", text):
+        value, tail = split_unit(match[1] + match[3])
+        return value, match[2] if not tail.startswith("%") else tail
+    if match := re.fullmatch(r"(.*[^\s])\s*([¤€£¥₹¢])", text):
+        return match[1], match[2]
+    if text.endswith("%"):
+        return text[:-1].strip(), "%"
+    if match := re.fullmatch(r"(.*?)\s*°\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
+        if match[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1]) and "°" not in match[1]:
+            return match[1], "°" + (match[2] or match[3] or "")
+    start = text.find("\\text{")
+    if start > 0 and _TAIL.fullmatch(text, start) and text[:start].strip(" \\") and not _CONDITION.search(text, start):
+        return text[:start].strip(), text[start:]
+    if match := re.fullmatch(r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text):
+        # bare words after a number: 5 cm, 10 dogs; one letter alone is a variable (7.6Z), and so may be two (2xy)
+        if number(match[1]) and (len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))):
+            return match[1], match[3]
+    return text, ""
+
+
+# ---------------------------------------------------------------- EVALUATE an expression at fixed random points
+
+
+class TooLarge(ArithmeticError):
+    """A power, factorial or power tower that will not be computed."""
+
+
+CONTEXTS = {digits: mpmath.MPContext() for digits in (40, 80)}  # own contexts: the global precision is not touched
+for _digits, _context in CONTEXTS.items():
+    _context.dps = _digits
+POINTS = 5  # the first three have all variables positive, the others have signs
+_MATH = ConversionConfig(lowercase_symbols=False)  # math-verify's default merges r and R
+
+
+def too_complex(text: str) -> bool:
+    """The guard before the parser: length, nesting, power towers, the sizes of literal exponents and factorials, and
+    bars and sums in a row, for each of which the parser's time doubles."""
+    return (
+        len(text) > MAX_EXPRESSION
+        or not 0 <= _depth(text) <= MAX_DEPTH
+        or text.count("^") > 40
+        or text.count("|") > 8
+        or len(re.findall(r"\\(?:sum|prod|int)", text)) > 3
+        or bool(
+            re.search(r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}", text)
+        )
+    )
+
+
+_GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon
+    phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega hbar ell odot prime partial""".split()
+# The only commands that may reach the parser: matrices, det, gcd and so on would be computed there and then.
+_ALLOWED = {*_GREEK} | set(
+    """frac sqrt binom cdot times div ln log exp sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan pi infty
+    lfloor rfloor lceil rceil dot ddot bar overline hat vec sum prod int""".split()
+)
+_SUFFIX = r"(?:\s*_\s*\{[^{}]*\})?'*"
+_SYMBOL = re.compile(
+    rf"(?P<symbol>(?:\\(?:d?dot|bar|overline|hat|vec)\s*\{{\s*\\?[a-zA-Z]+\s*\}}|\\(?:{'|'.join(_GREEK)})(?![a-zA-Z])|(?<!\\)[a-zA-Z]){_SUFFIX})"
+    r"|\\[a-zA-Z]+(?:\s*_\s*\{[^{}]*\})?"  # any other command, with the base of a \log or the range of a \sum
+)
+
+
+@lru_cache(4096)
+def parse(text: str) -> tuple:
+    r"""(sympy's tree for an expression, unevaluated; the names behind its letters); (None, {}) if it is too complex, or none.
+
+    Names with subscripts, accents or primes, and Greek ones, are replaced by single letters: the parser needs up to
+    a second for them, takes \gamma^2 for the square of the Gamma function, and drops primes.
+    """
+    plain = re.sub(r"_\s*\{\s*[a-zA-Z]\s*=", "", text)
+    if not re.search(r"[0-9a-zA-Z]", text) or re.search(r"[^\x20-\x7e]|\\text|[;=<>&%]", plain) or too_complex(text):
+        return None, {}
+    if any(command not in _ALLOWED for command in re.findall(r"\\([a-zA-Z]+)", text)):
+        return None, {}
+    text = re.sub(r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text)  # 1/2x is x/2
+    text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
+    while match := re.search(r"\\binom\s*\{", text):  # sympy would multiply \binom{10^9}{10^8} out
+        middle = _closing(text, match.end() - 1)
+        end = _closing(text, middle + 1) if text[middle + 1 : middle + 2] == "{" else -1
+        if end < 0 or len(text) > 2 * MAX_EXPRESSION:
+            return None, {}
+        n, k = text[match.end() : middle], text[middle + 2 : end]
+        text = text[: match.start()] + rf"\frac{{({n})!}}{{({k})!(({n})-({k}))!}}" + text[end + 1 :]
+    names: dict[str, str] = {}
+    letters = sorted(set("abchjklmnopqrstuvwxyzABDFGHJKLMPRTUVWXYZ") - set(re.sub(r"\\[a-zA-Z]+", "", text)))
+
+    def letter(match: re.Match) -> str:
+        name = re.sub(r"[\s{}]", "", match[0])
+        if len(name) == 1 or not match["symbol"]:
+            return match[0]
+        short = next((short for short, long in names.items() if long == name), None) or (letters and letters.pop())
+        if not short:
+            return match[0]
+        names[short] = name
+        return f" {short} "
+
+    text = _SYMBOL.sub(letter, text)
+    try:
+        return latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_MATH), names
+    except Exception:  # the parser raises bare Exceptions on anything it cannot read, so nothing narrower can be caught
+        return None, {}
+
+
+def _key(node, names: dict) -> str:
+    """A tree as text, independent of the order of sums and products: the identity of what is not evaluated."""
+    if not getattr(node, "args", ()):
+        return names.get(str(node), str(node))
+    parts = [_key(argument, names) for argument in node.args]
+    return f"{type(node).__name__}({','.join(sorted(parts) if node.is_Add or node.is_Mul else parts)})"
+
+
+def _point(name: str, point: int) -> Fraction:
+    """The value of a variable, or of something opaque, at a point: from its name alone, so always the same."""
+    dice = random.Random(f"{name}/{point}")
+    value = Fraction(dice.randrange(70, 300) * (1, 4, 30, 1, 7)[point], 64)  # to 5, and larger, for floors
+    return value if point < 3 or dice.random() < 0.5 else -value
+
+
+def _power(base, exponent, mp):
+    """base ** exponent, exact if it can be; odd roots of negative reals are real, as school has it."""
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
+        if exponent.denominator == 1:
+            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+            if base in (0, 1, -1) or bits * abs(exponent) <= MAX_BITS:
+                return base ** int(exponent)
+        elif exponent.denominator % 2 and base < 0:
+            return _power(-base, exponent, mp) * (-1) ** exponent.numerator
+    if base == 0:
+        return Fraction(0) if mp.re(exponent) > 0 else 1 / Fraction(0)
+    if abs(exponent) * mp.mpf(1) * (1 + abs(mp.log(abs(base)))) > MAX_EXPONENT:
+        raise TooLarge
+    return mp.power(base, exponent)
+
+
+def _factorial(n, mp):
+    if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 1000:
+        return Fraction(math.factorial(int(n)))
+    if abs(n) * mp.mpf(1) > MAX_EXPONENT / 20:
+        raise TooLarge
+    return mp.gamma(n + 1)
+
+
+_ALIKE = set("exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split())  # sympy's names are mpmath's
+
+
+def _evaluate(node, names: dict[str, str], point: int, mp):
+    """Value of a tree at a point: a Fraction as long as it is exact, else a float of the context mp."""
+    name = type(node).__name__
+    if node.is_Rational:
+        return Fraction(int(node.p), int(node.q))
+    if node.is_Float:
+        return Fraction(str(node))
+    if node.is_Symbol:
+        name = names.get(node.name, node.name)
+    constants = {"Exp1": mp.e, "e": mp.e, "Pi": mp.pi, "ImaginaryUnit": mp.j, "i": mp.j}
+    if name in constants:
+        return constants[name] * mp.mpf(1)
+    if node.is_Symbol:
+        return _point(name, point)
+    if name in ("Sum", "Product", "Integral", "Derivative"):
+        return _point(_key(node, names), point)
+    values = [_evaluate(argument, names, point, mp) for argument in node.args]
+    if node.is_Add:
+        return sum(values, Fraction(0))
+    if node.is_Mul:
+        return math.prod(values, start=Fraction(1))
+    if node.is_Pow:
+        return _power(*values, mp)
+    if name == "factorial":
+        return _factorial(values[0], mp)
+    if name == "Abs":
+        return abs(values[0])
+    if name in ("floor", "ceiling"):
+        return Fraction(int((math.floor if name == "floor" else math.ceil)(_real(values[0]))))
+    if name == "log":
+        return mp.log(values[0]) / (mp.log(values[1]) if len(values) > 1 else 1)
+    if name in _ALIKE:
+        if abs(values[0]) * mp.mpf(1) > MAX_EXPONENT:
+            raise TooLarge
+        return getattr(mp, name)(values[0])
+    # a function that is not known, u(t): any value, but the same for the same arguments
+    return _point(names.get(name, name) + ",".join(mp.nstr(value, 20) for value in values), point)
+
+
+@lru_cache(8192)
+def values_of(text: str, digits: int = 40) -> tuple | None:
+    """The values of an expression at all points (None where it has none); None if it is no expression."""
+    if exact := number(text):
+        return (exact.value,) * POINTS
+    tree, names = parse(text)
+    if not isinstance(tree, Expr):
+        return None
+    values = []
+    for point in range(POINTS):
+        try:
+            value = _evaluate(tree, names, point, CONTEXTS[digits])
+            values.append(value if CONTEXTS[digits].isfinite(value) else None)
+        except (ArithmeticError, ValueError, TypeError, RecursionError):
+            values.append(None)  # a pole, a size, or a type (the floor of a complex number) that has no value
+    return tuple(values)
+
+
+def _real(value):
+    """The value if it is real; else a ValueError."""
+    if isinstance(value, Fraction) or not value.imag:
+        return value if isinstance(value, Fraction) else value.real
+    raise ValueError(f"{value} is not real")
+
+
+def _is_real(*values) -> bool:
+    return all(isinstance(value, Fraction) or not value.imag for value in values)
+
+
+def _close(x, y) -> bool:
+    """Equal up to the rounding of 40 digits; relative only, so that 4.6e-24 is not 5.6e-24."""
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return x == y
+    mp = CONTEXTS[40]
+    return abs(mp.convert(x) - y) <= mp.mpf(10) ** -25 * max(abs(mp.convert(x)), abs(mp.convert(y)))
+
+
+def _both_vanish(a: str, g: str, point: int) -> bool:
+    """Is the difference only what cancellation leaves? sin^2 + cos^2 - 1 is 1e-41, and 1e-81 with 80 digits; e^{-99} stays."""
+    sizes = []
+    for digits in CONTEXTS:
+        mp, pair = CONTEXTS[digits], [values_of(text, digits)[point] for text in (a, g)]
+        sizes.append(max(abs(mp.convert(value)) for value in pair) if None not in pair else mp.inf)
+    return sizes[0] < 1e-20 and sizes[1] <= sizes[0] * 1e-20
+
+
+def same_expression(a: str, g: str) -> bool:
+    """Equal at all points where both have a value (and at those with negative variables, where both are real)."""
+    xs, ys = values_of(a), values_of(g)
+    if not xs or not ys:
+        return False
+    points = [p for p in range(POINTS) if xs[p] is not None and ys[p] is not None and (p < 3 or _is_real(xs[p], ys[p]))]
+    return len(points) >= 2 and all(_close(xs[p], ys[p]) or _both_vanish(a, g, p) for p in points)
+
+
+def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False) -> bool:
+    """Is a[0] - a[1] a constant multiple of g[0] - g[1]? So for equations, and with `positive` for inequalities."""
+    sides = [values_of(text) for text in (*a, *g)]
+    if None in sides:
+        return False
+    mp, ratios, differences = CONTEXTS[40], [], []
+    for p, (a0, a1, g0, g1) in enumerate(zip(*sides, strict=True)):
+        if None in (a0, a1, g0, g1):
+            continue
+        da, dg = mp.convert(a0 + -1 * a1), mp.convert(g0 + -1 * g1)
+        if da and dg and (p < 3 or _is_real(da, dg)):
+            ratios.append(da / dg)
+            differences.append(da)
+    if len(ratios) < 2 or all(_close(d, differences[0]) for d in differences):
+        return False  # the second: there are no variables, and any two constants are proportional
+    if positive and not all(_is_real(r) and _real(r) > 0 for r in ratios):
+        return False
+    return all(_close(r, ratios[0]) for r in ratios)
+
+
+# ---------------------------------------------------------------- COMPARE (a: answer, g: gold, error: absolute tolerance)
+
+_NOTHING = {
+    **dict.fromkeys(
+        ["nosolution", "norealsolution", "nosuch", "none", "emptyset", "\\emptyset", "theemptyset", "empty"],
+        "∅",
+    ),
+    **dict.fromkeys(["dne", "doesnotexist", "undefined", "limitdoesnotexist"], "undefined"),
+}
+_WORDS = dict(
+    zip("zero one two three four five six seven eight nine ten eleven twelve".split(), map(str, range(13)), strict=True)
+)
+
+
+def _word(text: str) -> str | None:
+    """A text answer without case, spaces, punctuation and article; names of "nothing" and of numbers are unified."""
+    bare = _strip_text(text).strip()
+    if not re.fullmatch(r"\\emptyset|[^\W\d_](?:[^\W\d_]|[\s.,;'’\"`!?-])*", bare):
+        return None  # has digits or operators: no text
+    bare = re.sub(r"[\s.,;'’\"`!?-]", "", bare)
+    bare = bare.casefold() if len(bare) > 1 else bare  # one letter is a variable, or a choice
+    bare = re.sub(r"solutions$", "solution", re.sub(r"^there(is|are)", "", bare))
+    return _NOTHING.get(bare, _WORDS.get(bare, bare))
+
+
+def _choice(text: str) -> str | None:
+    r"""C, for (C), C., \text{(C)}, (\text{c}); None for anything but one letter."""
+    match = re.fullmatch(r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-Za-z])\s*\)?[.:)]?", _strip_text(text).strip())
+    return match and match[1]
+
+
+def _base(text: str) -> tuple[str, str] | None:
+    r"""("A5", "11") for A5_{11}, A5 (base 11)."""
+    match = re.fullmatch(
+        r"(-?)\s*\(?([0-9A-Z ]*[0-9][0-9A-Z ]*)\)?\s*(?:_\s*\{\s*\(?(?:base)?\s*([0-9]+|[a-z]+)\s*\)?\s*\}|\(?\s*base\s*([0-9]+|[a-z]+)\s*\)?)",
+        _strip_text(text).strip(),
+    )
+    if not match:
+        return None
+    base = match[3] or match[4]
+    return match[1] + match[2].replace(" ", "").lstrip("0"), _WORDS.get(base, base)
+
+
+def _clock(text: str) -> tuple | None:
+    """(minutes after midnight, seconds, am | pm | "") of 4:51:06 p.m. or 16:51:06."""
+    bare = re.sub(r"[\s.]", "", _strip_text(text)).lower()
+    match = re.fullmatch(r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(am|pm)?", bare)
+    if not match:
+        return None
+    hours, half = int(match[1]), match[4] or ("pm" if int(match[1]) > 12 else "")
+    return (hours % 12 if half else hours) * 60 + int(match[2]), int(match[3] or 0), half
+
+
+def _same_ratio(a: str, g: str, error: float | None) -> bool:
+    """3:4 is 6:8 and 3/4; 4:51 p.m. is 16:51, and 4:51."""
+    clock_a, clock_g = _clock(a), _clock(g)
+    if clock_a and clock_g:
+        return clock_a[:2] == clock_g[:2] and (clock_a[2] == clock_g[2] or "" in (clock_a[2], clock_g[2]))
+    xs, ys = a.split(":"), g.split(":")
+    if len(xs) != len(ys):
+        x, y = (f"({parts[0]})/({parts[1]})" if len(parts) == 2 else parts[0] for parts in (xs, ys))
+        return {len(xs), len(ys)} == {1, 2} and same_leaf(x, y, error)
+    numbers = [[number(part) for part in parts] for parts in (xs, ys)]
+    if all(map(all, numbers)):
+        (x0, y0), pairs = (numbers[0][0].value, numbers[1][0].value), zip(*numbers, strict=True)
+        return x0 * y0 > 0 and all(x.value * y0 == y.value * x0 for x, y in pairs)
+    return all(same_leaf(x.strip(), y.strip(), error) for x, y in zip(xs, ys, strict=True))
+
+
+def same_number(a: Number, g: Number) -> bool:
+    """Exact, but for golds that were rounded and answers that had to be.
+
+    A decimal gold of 4 or more digits accepts a relative 1e-4 (an integer or a short decimal is exact); a gold that is
+    no decimal at all, 1/12, accepts 6 or more digits of it.
+    """
+    if a.value == g.value:
+        return True
+    if g.digits >= 4:
+        return abs(a.value - g.value) <= abs(g.value) / 10**4
+    return a.digits >= 6 and not g.digits and g.value.denominator != 1 and abs(a.value - g.value) <= a.last
+
+
+def _same_value(a: str, g: str, error: float | None) -> bool:
+    """Two values without units: as base-n numerals, as exact numbers, or as expressions."""
+    base_a, base_g = _base(a), _base(g)
+    if base_g:
+        # "express it in base 8": 52 is what was asked for, 52_9 and the 42 that it is in base ten are not
+        return (base_a or (a.replace(" ", "").lstrip("0"), base_g[1])) == base_g
+    if base_a:
+        return base_a[1] == "10" and _same_value(base_a[0], g, error)
+    x, y = number(a), number(g)
+    if x and y and same_number(x, y) or not (x and y) and same_expression(a, g):
+        return True
+    xs, ys = values_of(a), values_of(g)
+    if not xs or not ys or not _is_constant(xs) or not _is_constant(ys) or not _is_real(xs[0], ys[0]):
+        return False
+    if error is not None:
+        return abs(CONTEXTS[40].convert(xs[0]) - ys[0]) <= error * (1 + 1e-12)
+    # a rounded decimal on one side, a root or pi on the other
+    return bool(x or y) and same_number(x or _decimal(xs[0]), y or _decimal(ys[0]))
+
+
+def _decimal(value) -> Number:
+    return Number(value if isinstance(value, Fraction) else Fraction(CONTEXTS[40].nstr(value.real, 35)))
+
+
+def _is_constant(values: tuple) -> bool:
+    return None not in values and all(_close(values[0], value) for value in values)
+
+
+def _same_with_units(a: str, g: str, error: float | None) -> bool:
+    """A unit that contradicts the gold's is wrong, one that can be converted is; a missing or unknown one says nothing."""
+    (va, ua), (vg, ug) = split_unit(a), split_unit(g)
+    if ug and not ua and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a)) and unit(match[2]):
+        va, ua = match[1], match[2]  # 5 m is only read as metres if the gold has a unit
+    if ua == "%" or ug == "%":
+        if ua == ug:
+            return _same_value(va, vg, error)
+        if ua and ua != "%" or ug and ug != "%":
+            return False
+        # 28% is written 28 or 0.28; but 0.35 is not 35, and 0.35% is not 0.35
+        percent, plain = (va, vg) if ua else (vg, va)
+        small = ua and (n := number(vg)) and abs(n.value) < 1
+        tries = [(_times(percent, Fraction(1, 100)), error and error / 100)] + ([] if small else [(percent, error)])
+        return any(_same_value(*((p, plain) if ua else (plain, p)), e) for p, e in tries)
+    known_a, known_g = ua and unit(ua), ug and unit(ug)
+    if known_a and known_g:
+        if known_a[0] != known_g[0]:
+            angles = {dict(known_a[0]).get("angle"), dict(known_g[0]).get("radian")}
+            return False if angles != {1} else _same_value(rf"({va})\cdot\pi/180", vg, error)
+        if known_a[1] != known_g[1]:
+            va = _times(va, known_a[1] / known_g[1])
+    if known_g and known_g[0] == _DOLLAR and (n := number(va)) and (m := number(vg)):
+        return n.value == m.value  # money is not rounded further than to what it says
+    if _same_value(va, vg, error):
+        return True
+    if "°" in (ua, ug) and "" in (ua, ug):  # 90° is pi/2
+        degrees, plain = (va, vg) if ua else (vg, va)
+        return "\\pi" in plain and same_expression(rf"({degrees})\cdot\pi/180", plain)
+    return False
+
+
+_DOLLAR = frozenset({("dollar", 1)})
+
+
+def _times(text: str, factor: Fraction) -> str:
+    exact = number(text)
+    return str(exact.value * factor) if exact else rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+
+
+def _squeeze(text: str) -> str:
+    """Without spaces (but for those between digits), and without braces around one character."""
+    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text))
+
+
+@lru_cache(16384)
+def same_leaf(a: str, g: str, error: float | None = None) -> bool:
+    """Two values with their units and words."""
+    if _squeeze(a) == _squeeze(g):
+        return True
+    if not a or not g:
+        return False
+    if "≈" in a or "≈" in g:  # 23/3 ≈ 7.67: the first says it; a gold gives the choice
+        first = next((side.strip() for side in a.split("≈") if side.strip()), "")
+        return any(same_leaf(first, side.strip(), error) for side in g.split("≈") if side.strip())
+    word_a, word_g = _word(a), _word(g)
+    if word_a and word_a == word_g:
+        return True
+    if re.fullmatch("[A-Z]{3,}", a) and re.fullmatch("[A-Z]{3,}", g):
+        return False  # an order of letters, CBAD, is no product
+    if re.fullmatch(r"[\w\s.,]*[^\W\d_]{3}[\w\s.,]*", a) and a.casefold() == g.casefold():
+        return True  # October 30
+    letter, chosen = _choice(g), _choice(a)
+    if letter and chosen and letter.upper() == chosen.upper() and ("(" in g or "(" in a or letter.isupper()):
+        return True
+    a, g = word_a if word_a in _WORDS.values() else a, word_g if word_g in _WORDS.values() else g
+    if ":" in a or ":" in g:
+        return _same_ratio(a, g, error)
+    a, g = (_plain_degrees(text) for text in (a, g))
+    return _same_with_units(a.lstrip("+ ") or a, g.lstrip("+ ") or g, error)
+
+
+def _plain_degrees(text: str) -> str:
+    """Degrees inside of a function are a factor: \\tan 15° -> \\tan (15\\cdot\\pi/180)."""
+    if "°" in text and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        return re.sub(r"([0-9.]+)\s*°", r"(\1\\cdot\\pi/180)", text)
+    return text
+
+
+def _same_items(a: tuple, g: tuple, error: float | None, repeated: bool) -> bool:
+    """Unordered and complete. An answer may repeat an element; a gold list that does (a double root) wants it repeated."""
+    if len(set(a)) > len(g) or len(a) > MAX_ITEMS or (repeated and len(a) < len(g)):
+        return False
+    equal = [[same(x, y, error) for y in g] for x in a]
+    wanted = [sum(same(x, y, error) for x in g) if repeated and len(set(g)) < len(g) else 1 for y in g]
+    return all(map(any, equal)) and all(sum(row[j] for row in equal) >= wanted[j] for j in range(len(g)))
+
+
+def _ordered(a: tuple, g: tuple, error: float | None) -> bool:
+    return len(a) == len(g) and all(same(x, y, error) for x, y in zip(a, g, strict=True))
+
+
+def _in_order(reading: tuple) -> tuple | None:
+    """The elements of what has an order: a tuple, a bare list, a matrix of one row or column."""
+    if reading[0] == "matrix":
+        rows = reading[1]
+        return (
+            rows[0] if len(rows) == 1 else tuple(row[0] for row in rows) if all(len(row) == 1 for row in rows) else None
+        )
+    return {"bracket": lambda: reading[3], "list": lambda: _unnamed(reading[1])}.get(reading[0], lambda: None)()
+
+
+def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
+    """Lists, sets, tuples, intervals and matrices."""
+    kinds = {a[0], g[0]}
+    if len(kinds) == 2 and "set" in kinds and len((a if a[0] == "set" else g)[1]) == 1:  # {5} is 5
+        return same(*(r[1][0] if r[0] == "set" else r for r in (a, g)), error)
+    if "leaf" in kinds:
+        return False  # a list is not one value: "3 or 4" is a hedge
+    if kinds == {"matrix"}:
+        return len(a[1]) == len(g[1]) and all(_ordered(x, y, error) for x, y in zip(a[1], g[1], strict=True))
+    if kinds <= {"list", "set"}:
+        names = [[item[1] if item[0] == "eq" else None for item in r[1]] for r in (a, g)]
+        if not (all(names[1]) and len(set(names[1])) > 1 and not any(names[0])):
+            return _same_items(a[1], g[1], error, repeated="set" not in kinds)
+    if kinds == {"bracket"} and len(g[3]) == 2:  # an interval, or a pair: the brackets count, except at infinity
+        for side in (1, 2):
+            if a[side] != g[side] and r"\infty" not in str(g[3][side - 1]):
+                return False
+    xs, ys = _in_order(a), _in_order(g)  # x = 1, y = 2 and 1, 2 too; but not a set
+    return xs is not None and ys is not None and _ordered(xs, ys, error)
+
+
+def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
+    """x = 5 is 5; y = 2x + 3 is 2x - y + 3 = 0; x = 5 is not y = 5."""
+    if a[0] == g[0]:
+        left_a, left_g = (re.sub(r"[\s|{}]|\\(?:overline|angle)", "", side[1]) for side in (a, g))
+        if left_a == left_g:
+            return same(a[2], g[2], error)
+        if _is_name(a[1]) and _is_name(g[1]):
+            functions = [re.fullmatch(r"(.+)\(([a-z])\)", left) for left in (left_a, left_g)]
+            if all(functions) and functions[0][1] == functions[1][1] and a[2][0] == "leaf":  # f(t) = 2t is f(x) = 2x
+                renamed = re.sub(rf"(?<![\\a-zA-Z]){functions[0][2]}(?![a-zA-Z])", functions[1][2], a[2][1])
+                return same(("leaf", renamed), g[2], error)
+            words = any("\\text" in left or len(left) > 3 and left.isalpha() for left in (left_a, left_g))
+            if (words or any(functions) != all(functions)) and same(a[2], g[2], error):
+                return True
+        return a[2][0] == g[2][0] == "leaf" and proportional((a[1], a[2][1]), (g[1], g[2][1]))
+    equation, other = (a, g) if a[0] == "eq" else (g, a)
+    pair = (a[2], g) if equation is a else (a, g[2])
+    name = equation[1].strip()
+    if _is_name(name):
+        letter = re.fullmatch(r"[a-zA-Z]", name) and re.search(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])", str(equation[2]))
+        return not letter and same(*pair, error)
+    if not same(*pair, error) or (left := values_of(split_unit(name)[0])) is None:
+        return False
+    if same(*((("leaf", name), g) if equation is a else (a, ("leaf", name))), error):
+        return True  # 0.56 = 56%, (x + 1)^2 = x^2 + 2x + 1: both sides are right
+    # x + y = 5 answers "what is x + y?", but if it is the gold then 5 is not all of it; 3 + 5 = 7 is wrong
+    return equation is a and other[0] == "leaf" and not _is_constant(left) and not re.search("[0-9]", name)
+
+
+def _same_relations(a: tuple, g: tuple, error: float | None) -> bool:
+    """Inequalities by the difference of their sides, or as intervals."""
+    if a[0] == g[0] and a[2] == g[2] and len(a[1]) == 2 and proportional(a[1], g[1], positive=a[2] != ("!=",)):
+        return True
+    x, y = _as_intervals(a), _as_intervals(g)
+    if "rel" in (x[0], y[0]) and "list" not in (x[0], y[0]):
+        return False
+    return (x, y) != (a, g) and same(x, y, error)
+
+
+def same(a: tuple, g: tuple, error: float | None = None) -> bool:
+    """Two readings."""
+    kinds = (a[0], g[0])
+    if a == g:
+        return True
+    if "rel" in kinds:
+        return _same_relations(a, g, error)
+    if "eq" in kinds:
+        return _same_equations(a, g, error)
+    if kinds == ("leaf", "leaf"):
+        return same_leaf(a[1], g[1], error)
+    return _same_collections(a, g, error)
+
+
+def _readings(text: str, multiple: bool) -> list[tuple]:
+    """58,500 is a number, or a list of two; inside of brackets, or of a gold with several values, it is a list."""
+    readings = [read(text)]
+    if not multiple and not re.search(r"[(\[⦃]", text):
+        joined = re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])", lambda m: m[0].replace(",", ""), text)
+        if joined != text:
+            readings.append(read(joined))
+    return readings
+
+
+def _golds(gold: str | Gold) -> tuple[list[str], float | None, bool]:
+    """Normalised alternatives, tolerance, several values?"""
+    gold = gold if isinstance(gold, Gold) else Gold((gold,))
+    answers = [", ".join(gold.answers)] if gold.multiple else list(gold.answers)
+    if gold.unit and not gold.multiple:
+        mark = normalise(gold.unit)
+        mark = mark if mark in ("°", "%") else rf" \text{{{mark}}}"
+        answers = [a if split_unit(normalise(a))[1] else a + mark for a in answers]
+    match = re.search(r"[0-9.]+(?:e-?[0-9]+)?", gold.error or "")
+    return [normalise(answer) for answer in answers], float(match[0]) if match else None, gold.multiple
+
+
+def equivalent(answer: str, gold: str | Gold) -> bool:
+    """Is the answer right? Pure and deterministic; an answer that is too long or too complex is wrong, not slow."""
+    if "\\boxed" in answer or "</think>" in answer:
+        answer = last_box(answer.rsplit("</think>", 1)[-1]) or ""
+    if len(answer) > MAX_CHARS or not answer.strip():
+        return False
+    a = normalise(answer)
+    if _depth(a) > 2 * MAX_DEPTH:
+        return False
+    golds, error, multiple = _golds(gold)
+    return any(_right(a, g, error, multiple) for g in golds if g)
+
+
+def _right(a: str, g: str, error: float | None, multiple: bool) -> bool:
+    if _squeeze(a) == _squeeze(g):
+        return True
+    if _depth(g) < 0 or _depth(a) < 0:
+        return False
+    option = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)])\s*([^\s+*/^_=-].*)", _strip_text(a))
+    if option and option[3][0] not in "(\\" + "|" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
+        letter = _choice(g)  # (C) 15 is C, if that is the gold, or 15
+        return letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
+    return any(same(x, y, error) for y in _readings(g, multiple) for x in _readings(a, multiple))
+
+
+def parsable(gold: str | Gold) -> bool:
+    """Can anything be graded against it? Not if it is empty, too long, or has unbalanced braces."""
+    return any(
+        re.search(r"\w|[∞∅]", answer) and len(answer) <= MAX_CHARS and 0 <= _depth(answer) <= MAX_DEPTH
+        for answer in _golds(gold)[0]
+    )
