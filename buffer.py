@@ -1,4 +1,4 @@
-"""The replay buffer: a FIFO of the last N steps' fresh responses, and the exact count of fresh prompts a step (Sec. 4.1).
+"""The replay buffer: a FIFO of the last N steps' fresh responses, and the exact count of fresh prompts a step (paper: Mix-PPG).
 
 A *group* is the G responses to one prompt; groups stay whole, because GRPO's advantage needs all of them.
 The buffer lives on the CPU, the same on every rank: 12 to 16 bytes a response token (2 steps of ReMix-GRPO at 8,192 tokens

@@ -21,37 +21,37 @@ def flag(default, text: str, **kw):
 
 @dataclass
 class Config:
-    """Every setting. The source in brackets: the paper's section or table; TinyZero / DeepScaleR, the code bases that the
-    paper builds on, where it is silent; "derived" from the rollout counts it reports."""
+    """Every setting. The source in brackets: the part of the paper; TinyZero / DeepScaleR, the code bases that the paper
+    builds on, where it is silent; "derived" from the rollout counts it reports."""
 
     # fmt: off
     out: str = flag("out/remix", "run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/")
-    model: str = flag("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "base model: hub name, local folder, or 'tiny', the embedded one (paper Sec. 5.1)")
-    data: str = flag("agentica-org/DeepScaleR-Preview-Dataset", "training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper Sec. 5.1)")
+    model: str = flag("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "base model: hub name, local folder, or 'tiny', the embedded one (paper, experimental setup)")
+    data: str = flag("agentica-org/DeepScaleR-Preview-Dataset", "training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper, experimental setup)")
     prompt: str = flag("r1", "prompt format: r1, qwen, tinyzero, plain, or a FILE with {problem}")
     format: str = flag("", "answer format of the reward: r1, tags or boxed; default: the prompt's own", choices=("", "r1", "tags", "boxed"))
     problem_field: str = flag("", "name of the field with the problem; found if not given")
     answer_field: str = flag("", "name of the field with the gold answer; found if not given")
     split: str = flag("train", "split of a hub data set")
     seed: int = flag(0, "seed of every random draw of the run")
-    steps: int = flag(350, "training steps (paper Tab. 1: 100 to 500)")
-    algo: str = flag("ppo", "ppo: critic and GAE; grpo: group advantages (paper Sec. 4)", choices=("ppo", "grpo"))
+    steps: int = flag(350, "training steps (paper: 100 to 500 at 1.5B)")
+    algo: str = flag("ppo", "ppo: critic and GAE; grpo: group advantages (paper, ReMix-PPO and ReMix-GRPO)", choices=("ppo", "grpo"))
 
     # batch
     prompts_per_step: int = flag(256, "P, prompts of a step's batch, fresh and replayed together (derived from the paper's rollout counts)")
     group_size: int = flag(0, "G, responses a prompt; default 1 for ppo, 8 for grpo (derived, as above)")
     mini_batch: int = flag(64, "prompts (groups) of one optimizer step (TinyZero / DeepScaleR)")
     tokens_per_micro_batch: int = flag(16384, "padded tokens of one forward/backward pass on one rank; memory only, not the result")
-    max_prompt_tokens: int = flag(766, "longer prompts are dropped and counted [tokens] (paper Sec. 5.1)")
-    max_tokens: int = flag(8192, "response length limit [tokens] (paper Sec. 5.1)")
+    max_prompt_tokens: int = flag(766, "longer prompts are dropped and counted [tokens] (paper, experimental setup)")
+    max_tokens: int = flag(8192, "response length limit [tokens] (paper, experimental setup)")
 
     # ReMix
-    off_policy_ratio: float = flag(0.4, "p, share of replayed prompts in a batch, in [0, 1); 0 = on-policy (paper Sec. 4.1)")
-    replay_window: int = flag(2, "N, steps whose responses can be replayed (paper Sec. 4.1)")
-    utd_ratio: int = flag(2, "m, passes of updates over a step's batch, 1 after reincarnation (paper Sec. 4.1)")
-    kl_convex: str = flag("schedule", "weight lambda of KL(pi_base), 1 - lambda on KL(pi_{k-1}): 'schedule' (paper Sec. 4.2), 'off' = 1, or a fixed number in [0, 1]")
+    off_policy_ratio: float = flag(0.4, "p, share of replayed prompts in a batch, in [0, 1); 0 = on-policy (paper, Mix-PPG and UTD)")
+    replay_window: int = flag(2, "N, steps whose responses can be replayed (paper, Mix-PPG and UTD)")
+    utd_ratio: int = flag(2, "m, passes of updates over a step's batch, 1 after reincarnation (paper, Mix-PPG and UTD)")
+    kl_convex: str = flag("schedule", "weight lambda of KL(pi_base), 1 - lambda on KL(pi_{k-1}): 'schedule' (paper, KL-Convex), 'off' = 1, or a fixed number in [0, 1]")
     precedent: str = flag("previous", "pi_{k-1}: 'previous' = weights at the start of the previous step, 'current' = pi_k", choices=("previous", "current"))
-    reincarnation_step: int = flag(50, "T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (paper Sec. 4.3: 50 or 100, 50 for grpo)")
+    reincarnation_step: int = flag(50, "T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (paper, policy reincarnation: 50 or 100, 50 for grpo)")
 
     # loss
     clip_eps: float = flag(0.2, "eps, half width of the clip band around c [ratio] (TinyZero / DeepScaleR)")
@@ -101,11 +101,15 @@ def parse_config(argv: list[str] | None = None) -> Config:
     """Flags -> Config. Unknown flags are errors; abbreviations are not taken (they would change meaning as flags grow)."""
     parser = argparse.ArgumentParser(
         description="ReMix: off-policy reinforcement finetuning of LLMs (arXiv 2507.06892).", allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
     )  # fmt: skip
     for f in fields(Config):
-        how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type)
-        parser.add_argument(f"--{f.name}", default=f.default, **how, **f.metadata)
+        how = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "metavar": ""}
+        if "choices" in f.metadata:
+            how |= {"choices": f.metadata["choices"], "metavar": None}
+        default = "" if f.default in ("", 0) and f.type is not bool or f.default != f.default else f" [{f.default}]"
+        help = f.metadata["help"].replace("%", "%%") + default  # a default of "", 0 or nan is explained in the text
+        parser.add_argument(f"--{f.name}", default=f.default, help=help, **how)
     cfg = Config(**vars(parser.parse_args(argv)))
     grpo = cfg.algo == "grpo"
     cfg.group_size = cfg.group_size or (8 if grpo else 1)

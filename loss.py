@@ -38,8 +38,8 @@ def mix_ppg(logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, cl
 
 
 def geppo_clip_eps(clip_eps: float, age_shares: list[float]) -> float:
-    """GePPO's clip width eps / sum_i nu_i (i + 1): nu_i is the share of the batch of age i (Queeney et al. 2021,
-    Sec. 4.2). A step on old data moves pi_theta from pi_{k-i} by up to i + 1 widths, so the width shrinks with age."""
+    """GePPO's clip width eps / sum_i nu_i (i + 1): nu_i is the share of the batch of age i (Queeney et al. 2021).
+    A step on old data moves pi_theta from pi_{k-i} by up to i + 1 widths, so the width shrinks with age."""
     return clip_eps / sum(share * (age + 1) for age, share in enumerate(age_shares))
 
 

@@ -238,7 +238,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         mixing = cfg.reincarnation_step == 0 or step <= cfg.reincarnation_step
         seconds, tokens_forward, tokens_backward = {}, 0, 0
 
-        # ------------------------------------------------------------ reincarnate (Sec. 4.3)
+        # ------------------------------------------------------------ policy reincarnation
         if cfg.reincarnation_step and step == cfg.reincarnation_step + 1:
             if anchored:
                 copy_weights(base, policy)  # (1) pi_base <- pi_T
@@ -280,7 +280,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         state["rollouts"] += n_fresh * cfg.group_size
         seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
 
-        # ------------------------------------------------------------ mix with replay (Sec. 4.1)
+        # ------------------------------------------------------------ mix with replay (Mix-PPG)
         count = cfg.prompts_per_step - n_fresh
         replayed = buffer.draw(count, np.random.default_rng([cfg.seed, 2, step])) if count else []
         new, old = [r for group in fresh for r in group], [r for group in replayed for r in group]
@@ -349,7 +349,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             ages = np.bincount([step - r.step for r in batch], minlength=n_ages) / len(batch)
             clip_eps = loss.geppo_clip_eps(clip_eps, ages.tolist())
 
-        # ------------------------------------------------------------ update: m passes of mini-batches (Sec. 4.1, UTD)
+        # ------------------------------------------------------------ update: m passes of mini-batches (UTD ratio m)
         totals, grad_norms = torch.zeros(5 + 6 * n_ages, dtype=torch.float64), []
         for number in range(passes):
             for mini in mini_batches(

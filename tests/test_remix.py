@@ -139,6 +139,15 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         assert (weight - weights(tmp_path / "2")[name]).abs().max() < 2e-3
 
 
+def test_another_number_of_ranks_can_go_on(base, tmp_path):
+    flags = ["--algo", "grpo", "--prompts_per_step", 4, "--mini_batch", 2, "--group_size", 2, "--eval_every", 0]
+    whole = run(base, tmp_path / "a", *flags)
+    run(base, tmp_path / "b", *flags, "--steps", 3, ranks=2)
+    rows = run(base, tmp_path / "b", *flags)
+    for name in ("rollouts", "gradient_steps", "reward", "response_length", "policy_loss", "kl", "grad_norm"):
+        assert rows[4][name] == pytest.approx(whole[4][name], rel=5e-3, abs=1e-4), name
+
+
 def test_train_sh(base, tmp_path):
     """The recipe and its flags, through the script a user calls."""
     flags = [
