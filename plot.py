@@ -153,7 +153,7 @@ def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
         drawn = [draw(ax, metrics[m], x, field, scale, colours[m], mark=marks[m]) for m in metrics]
         finish(ax, title, x_label, y_label.format(NAMES[field]), any(drawn))
         if any(drawn):
-            ax.set_ylim(0, 100 if scale == 100 else None)
+            ax.set_ylim(0, 103 if scale == 100 else None)
     ax, ages = axes.flat[5], []
     for age in range(AGES):
         drawn = [draw(ax, metrics[m], "step", f"ratio_mean/age{age}", 1, colours[m], AGE_STYLES[age]) for m in metrics]
