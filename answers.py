@@ -71,7 +71,7 @@ def last_box(text: str) -> str | None:
     Never an earlier box: "\boxed{7} ... no, wait, \boxed{" is a response that did not answer.
     """
     content, end = None, 0
-    for box in re.finditer(r"\\f?boxed\s*\{", text):
+    for box in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         if box.start() < end:
             continue  # inside the box just read
         close = _closing(text, box.end() - 1)
@@ -89,9 +89,11 @@ _SPELLINGS = r"""
 ] rbrack | : colon ∶ | £ pounds | € euro | ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
 \frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅ | \ldots dots cdots dotsc …
 \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √ | \R ℝ reals Reals | \log_{10} lg
+\epsilon varepsilon | \phi varphi | angstrom Å Å AA
 \frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾ | ␣,␣ land lor vee wedge | ␣ quad qquad
 \text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf mathtt mathnormal mbox hbox boldsymbol bm emph
 ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits nolimits bf rm it boxed fbox
+ø tiny small normalsize large Large LARGE huge Huge checkmark
 """
 _SPELLED = {
     name: spelling.replace("␣", " ").replace("ø", "") + (" " if spelling[-1].isalpha() else "")
@@ -107,7 +109,7 @@ _REWRITES = [
         (r"(?<!\\)\\\{", "⦃"),
         (r"(?<!\\)\\\}", "⦄"),
         (r"⦃\s*⦄", r"\\emptyset "),
-        (r"\\underline\s*\{([^{}]*)\}", r"\1"),
+        (r"\\underline\s*\{([^{}]*)\}|\\(?:text)?color\s*\{[^{}]*\}", r"\1"),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"\\R "),
         (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (r"\\operatorname\*?\s*\{", r"\\text{"),
@@ -122,8 +124,18 @@ _REWRITES = [
         # text
         (r"\\text\s*\{", r"\\text{"),
         (r"\\text\{([^{}a-zA-Z]*|[eid])\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
+        (r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})", r"_{\1\2}"),  # v_{\text{max}}
+        # units: \frac{\text{m}}{\text{s}^2}, \text{\frac{m}{s^2}}, and symbols after a number
+        (r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}", r"\\text{\1/\2}\3"),
+        (r"\\text\{\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}^]*)(\^\s*[0-9])?\}\s*\}", r"\\text{\1/\2}\3"),
+        (r"\\mu\s*\\text\{\s*", r"\\text{u"),
+        (r"(?<=[0-9}])\s*\\Omega\s*$", r"\\text{ ohm}"),
+        (r"(?<=[0-9}])\s*([MLR])_\s*\{?\s*\\odot\s*\}?\s*$", r"\\text{ \1sun}"),
         (r"\\text\{([^{}^]*)\^\s*\{?(-?[0-9])\}?\s*\}", r"\\text{\1}^{\2}"),  # \text{cm$^2$}
         (r"^\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}\s*(?=\S)", ""),  # \text{The answer is } 5
+        # what an identity holds for: f(x) = 2x for all real x
+        (r"(?<=\S)[\s,]*(?:\\text\{[\s,]*for (?:all|every|any)\b|\\forall(?![a-zA-Z])).*$", ""),
+        (r"(\(([a-z])\)\s*=[^,]*),\s*\2\s*∈\s*\\R\s*$", r"\1"),
         (r"(?i)(?:\\text\{\s*)?\ball (?:real numbers|reals)\b(?:\s*\})?", r"\\R "),
         # plain text that means LaTeX: 2e5, x^10, sin(x), sqrt(2)
         (r"\.\.\.", r"\\ldots "),
@@ -187,7 +199,7 @@ _LETTER = r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|log|ln|sin|cos|tan|pi\b|ldots|infty)
 _NAME = rf"{_LETTER}\s*(?:_\s*\{{[^{{}}]*\}})?\s*(?:'|\^\{{\\prime\s*\}})*"
 # What may stand before "=" and be dropped: x, x_1, f(x), AB, |AB|, \angle ABC, (x, y), [ABC], \max f, \text{Area}
 _NAMED = re.compile(
-    rf"(?:\\(?:max|min|deg|gcd)\s*)?(?:{_NAME}\s*(?:\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
+    rf"(?:\\(?:max|min|deg|gcd)\s*)?(?:{_NAME}\s*(?:(?:\^\{{-1\}}\s*)?\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
     rf"|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)|m?\s*\\(?:angle|triangle|overline|arc|widehat)\s*\{{?[A-Z\s']+[A-Z0-9_{{}}]*\}}?"
     r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()=]*\)|\\text\{[^{}]*\}|[A-Za-z]{4,})"
 )
@@ -258,7 +270,7 @@ def _make_list(items: list[tuple]) -> tuple:
 def _read_matrix(text: str) -> tuple | None:
     r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, with a scalar factor before it or without."""
     match = re.fullmatch(
-        r"(.*?)[\s(\[]*\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*", text, re.S
+        r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbBvV])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*", text, re.S
     )
     if not match or "\\begin" in match[3]:
         return None
@@ -418,7 +430,7 @@ def _table(*rows: str) -> dict[str, tuple[str, Fraction]]:
 # dimension factor=names: units of one dimension are converted into each other, those of two contradict each other
 _UNITS = _table(
     "length 1=m|meter|metre 1/100=cm|centimeter|centimetre 1/1000=mm|millimeter|millimetre 1000=km|kilometer|kilometre",
-    "length 1e-6=micron|um 1e-9=nm|nanometer 127/5000=in|inch|inche 381/1250=ft|foot|feet 1143/1250=yd|yard",
+    "length 1e-6=micron|um 1e-9=nm|nanometer 1e-10=angstrom 127/5000=in|inch|inche 381/1250=ft|foot|feet 1143/1250=yd|yard",
     "length 201168/125=mi|mile",
     "time 1=s|sec|second 60=min|minute 3600=h|hr|hour 86400=d|day 604800=wk|week 1/1000=ms|millisecond",
     "year 1=yr|year 1/12=month 10=decade",
@@ -431,7 +443,7 @@ _UNITS = _table(
     "angle 1=°|degree|deg 1/60=arcminute 1/3600=arcsecond",
     "pm 1=pm", "am 1=am", "radian 1=rad|radian", "celsius 1=celsius|°C", "fahrenheit 1=fahrenheit|°F", "kelvin 1=K|kelvin",
     "force 1=N|newton 1000=kN", "energy 1=J|joule 1000=kJ 1e-7=erg", "eV 1=eV 1000=keV 1000000=MeV 1000000000=GeV",
-    "calorie 1=cal|calorie 1000=kcal", "power 1=W|watt 1000=kW", "voltage 1=V|volt", "current 1=A|amp|ampere",
+    "calorie 1=cal|calorie 1000=kcal", "power 1=W|watt 1000=kW", "voltage 1=V|volt", "resistance 1=ohm", "current 1=A|amp|ampere",
     "frequency 1=Hz|hertz 1000=kHz 1000000=MHz 1000000000=GHz", "pressure 1=Pa|pascal 1000=kPa 101325=atm",
     "amount 1=mol|mole", "parsec 1=pc|parsec 1000=kpc 1000000=Mpc", "acre 1=acre",
 )  # fmt: skip
@@ -492,6 +504,8 @@ def split_unit(text: str) -> tuple[str, str]:
     if match := re.fullmatch(r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text):
         # bare words after a number: 5 cm, 10 dogs; one letter alone is a variable (7.6Z), and so may be two (2xy)
         if number(match[1]) and (len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))):
+            return match[1], match[3]
+        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):  # but not in 7 \times 10^{5} K
             return match[1], match[3]
     return text, ""
 
@@ -755,7 +769,7 @@ def _word(text: str) -> str | None:
     bare = _strip_text(text).strip()
     if not re.fullmatch(r"\\emptyset|[^\W\d_](?:[^\W\d_]|[\s.,;'’\"`!?-])*", bare):
         return None  # has digits or operators: no text
-    bare = re.sub(r"[\s.,;'’\"`!?-]", "", bare)
+    bare = re.sub(r"[\s.,;'’\"`!?-]", "", re.sub(r"(?i)^(?:an?|the)\s+(?=[a-z]{3})", "", bare))
     bare = bare.casefold() if len(bare) > 1 else bare  # one letter is a variable, or a choice
     bare = re.sub(r"solutions$", "solution", re.sub(r"^there(is|are)", "", bare))
     return _NOTHING.get(bare, _WORDS.get(bare, bare))
@@ -770,7 +784,7 @@ def _choice(text: str) -> str | None:
 def _base(text: str) -> tuple[str, str] | None:
     r"""("A5", "11") for A5_{11}, A5 (base 11)."""
     match = re.fullmatch(
-        r"(-?)\s*\(?([0-9A-Z ]*[0-9][0-9A-Z ]*)\)?\s*(?:_\s*\{\s*\(?(?:base)?\s*([0-9]+|[a-z]+)\s*\)?\s*\}|\(?\s*base\s*([0-9]+|[a-z]+)\s*\)?)",
+        r"(-?)\s*\(?([0-9A-Z ]*[0-9][0-9A-Z ]*|[A-Z]{2,})\)?\s*(?:_\s*\{\s*\(?(?:base)?\s*([0-9]+|[a-z]+)\s*\)?\s*\}|\(?\s*base\s*([0-9]+|[a-z]+)\s*\)?)",
         _strip_text(text).strip(),
     )
     if not match:
@@ -864,8 +878,11 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
     known_a, known_g = ua and unit(ua), ug and unit(ug)
     if known_a and known_g:
         if known_a[0] != known_g[0]:
-            angles = {dict(known_a[0]).get("angle"), dict(known_g[0]).get("radian")}
-            return False if angles != {1} else _same_value(rf"({va})\cdot\pi/180", vg, error)
+            dimensions = known_a[0], known_g[0]
+            if dimensions not in (_ANGLES, _ANGLES[::-1]):
+                return False
+            factor = r"\pi/180" if dimensions == _ANGLES else r"180/\pi"
+            return _same_value(rf"({va})\cdot {factor}", vg, error)
         if known_a[1] != known_g[1]:
             va = _times(va, known_a[1] / known_g[1])
     if known_g and known_g[0] == _DOLLAR and (n := number(va)) and (m := number(vg)):
@@ -879,6 +896,7 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
 
 
 _DOLLAR = frozenset({("dollar", 1)})
+_ANGLES = frozenset({("angle", 1)}), frozenset({("radian", 1)})
 
 
 def _times(text: str, factor: Fraction) -> str:
@@ -899,7 +917,7 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
     if not a or not g:
         return False
     if "≈" in a or "≈" in g:  # 23/3 ≈ 7.67: the first says it; a gold gives the choice
-        first = next((side.strip() for side in a.split("≈") if side.strip()), "")
+        first = next((side.strip() for side in a.split("≈") if side.strip() and not _is_name(side)), "")
         return any(same_leaf(first, side.strip(), error) for side in g.split("≈") if side.strip())
     word_a, word_g = _word(a), _word(g)
     if word_a and word_a == word_g:
@@ -965,6 +983,8 @@ def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
         for side in (1, 2):
             if a[side] != g[side] and r"\infty" not in str(g[3][side - 1]):
                 return False
+    if kinds == {"bracket", "list"} and "[" in (a[1], g[1]):
+        return False  # the ends of an interval
     xs, ys = _in_order(a), _in_order(g)  # x = 1, y = 2 and 1, 2 too; but not a set
     return xs is not None and ys is not None and _ordered(xs, ys, error)
 
@@ -1063,7 +1083,7 @@ def _right(a: str, g: str, error: float | None, multiple: bool) -> bool:
     if _depth(g) < 0 or _depth(a) < 0:
         return False
     option = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)])\s*([^\s+*/^_=-].*)", _strip_text(a))
-    if option and option[3][0] not in "(\\" + "|" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
+    if option and option[3][0] not in "(\\|,;" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
         letter = _choice(g)  # (C) 15 is C, if that is the gold, or 15
         return letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
     return any(same(x, y, error) for y in _readings(g, multiple) for x in _readings(a, multiple))

@@ -207,7 +207,8 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     metrics = {"problems": len(records), "n": n, "pass@1": fmean(rates), "pass@1_ci": interval(rates)}
     k = 2
     while k <= n:
-        metrics[f"pass@{k}"] = fmean(pass_at_k(count, right, k) for count, right in counts)
+        values = [pass_at_k(count, right, k) for count, right in counts]
+        metrics[f"pass@{k}"], metrics[f"pass@{k}_ci"] = fmean(values), interval(values)
         k *= 2
     if n > 1:
         votes = [majority(right, _merge_votes(r, grader)) for (_, right), r in zip(counts, records, strict=True)]

@@ -103,6 +103,15 @@ def test_a_run(base, tmp_path, algo, engine):
     assert written["algo"] == algo and written["clip_eps"] == 0.2 and "git_commit" in written
 
 
+def test_the_rarer_options_together(base, tmp_path):
+    """Exact KL, both anchors, pi_{k-1} = pi_k, GePPO's clip and V-trace, the trainer's own behaviour log-probs."""
+    flags = "--kl_estimator exact --kl_convex 0.5 --precedent current --geppo_clip --vtrace --behaviour_logp trainer"
+    rows = run(base, tmp_path / "run", *flags.split(), "--kl_coef", 0.1, "--eval_every", 0)
+    assert rows[1]["clip_eps"] == 0.2 and 0.1 < rows[3]["clip_eps"] < 0.2 and rows[4]["clip_eps"] == 0.2
+    assert all(row["kl"] > 0 for row in rows[1:])  # exact: never below 0
+    assert all(row["engine_gap"] < 1e-5 for row in rows[1:])
+
+
 def test_forward_and_backward_tokens_are_no_more_than_needed(base, tmp_path):
     """GRPO, step 1: nothing frozen but pi_base, on fresh data. Step 2: pi_base on fresh data, pi_k on replayed data."""
     rows = run(base, tmp_path / "run", "--algo", "grpo", "--group_size", 2, "--steps", 2)
