@@ -123,18 +123,28 @@ _REWRITES = [
         (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
         # text
         (r"\\text\s*\{", r"\\text{"),
+        *[
+            (rf"(?<=[0-9])\s*(\\text\{{)?\s*{word}\b", rf"\\times 10^{{{zeros}}}\1")
+            for word, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+        ],
         (r"\\text\{([^{}a-zA-Z]*|[eid])\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
         (r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})", r"_{\1\2}"),  # v_{\text{max}}
         # units: \frac{\text{m}}{\text{s}^2}, \text{\frac{m}{s^2}}, and symbols after a number
-        (r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}", r"\\text{\1/\2}\3"),
+        (
+            r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}",
+            r"\\text{\1/\2}\3",
+        ),
         (r"\\text\{\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}^]*)(\^\s*[0-9])?\}\s*\}", r"\\text{\1/\2}\3"),
         (r"\\mu\s*\\text\{\s*", r"\\text{u"),
         (r"(?<=[0-9}])\s*\\Omega\s*$", r"\\text{ ohm}"),
-        (r"(?<=[0-9}])\s*([MLR])_\s*\{?\s*\\odot\s*\}?\s*$", r"\\text{ \1sun}"),
+        (r"(?<=[0-9}])\s*(\\text\{\s*)?([MLR])_\s*(?:\{\s*\\odot\s*\}|\\odot)\s*(?(1)\})\s*$", r"\\text{ \2sun}"),
         (r"\\text\{([^{}^]*)\^\s*\{?(-?[0-9])\}?\s*\}", r"\\text{\1}^{\2}"),  # \text{cm$^2$}
         (r"^\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}\s*(?=\S)", ""),  # \text{The answer is } 5
         # what an identity holds for: f(x) = 2x for all real x
-        (r"(?<=\S)[\s,]*(?:\\text\{[\s,]*for (?:all|every|any)\b|\\forall(?![a-zA-Z])).*$", ""),
+        (
+            r"(?<=\S)[\s,]*(?:\\text\{[\s,]*for (?:all|every|any)\b|\\forall(?![a-zA-Z]))(?:(?!\b(?:or|otherwise)\b).)*$",
+            "",
+        ),
         (r"(\(([a-z])\)\s*=[^,]*),\s*\2\s*∈\s*\\R\s*$", r"\1"),
         (r"(?i)(?:\\text\{\s*)?\ball (?:real numbers|reals)\b(?:\s*\})?", r"\\R "),
         # plain text that means LaTeX: 2e5, x^10, sin(x), sqrt(2)
@@ -151,7 +161,7 @@ _REWRITES = [
         (r"\\sqrt\s*([0-9]{2,})", r"\\sqrt{\1}"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*([-+]?[0-9]+)(?![0-9.])", r"^{\1}"),
-        (r"_\s*([0-9]+|[a-zA-Z])", r"_{\1}"),
+        (r"_\s*([0-9]+|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))", r"_{\1}"),
         (r"_\s*\{\s*([^{}]*?)\s*\}", r"_{\1}"),
         (r"\^\s*\{?\s*(?:\\prime\s*)+\}?", "'"),
         (r"([0-9]+|[a-zA-Z]|\([^()]*\))\s*!\s*\^", r"(\1!)^"),
@@ -270,7 +280,9 @@ def _make_list(items: list[tuple]) -> tuple:
 def _read_matrix(text: str) -> tuple | None:
     r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, with a scalar factor before it or without."""
     match = re.fullmatch(
-        r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbBvV])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*", text, re.S
+        r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbBvV])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*",
+        text,
+        re.S,
     )
     if not match or "\\begin" in match[3]:
         return None
@@ -505,7 +517,7 @@ def split_unit(text: str) -> tuple[str, str]:
         # bare words after a number: 5 cm, 10 dogs; one letter alone is a variable (7.6Z), and so may be two (2xy)
         if number(match[1]) and (len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))):
             return match[1], match[3]
-        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):  # but not in 7 \times 10^{5} K
+        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):  # 7 \times 10^{5} K
             return match[1], match[3]
     return text, ""
 
@@ -1025,6 +1037,8 @@ def _same_relations(a: tuple, g: tuple, error: float | None) -> bool:
     x, y = _as_intervals(a), _as_intervals(g)
     if "rel" in (x[0], y[0]) and "list" not in (x[0], y[0]):
         return False
+    if {x[0], y[0]} == {"bracket", "list"}:
+        return False  # 1 < x < 2 is not 1, 2
     return (x, y) != (a, g) and same(x, y, error)
 
 
@@ -1083,7 +1097,7 @@ def _right(a: str, g: str, error: float | None, multiple: bool) -> bool:
     if _depth(g) < 0 or _depth(a) < 0:
         return False
     option = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)])\s*([^\s+*/^_=-].*)", _strip_text(a))
-    if option and option[3][0] not in "(\\|,;" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
+    if option and option[3][0] not in "(\\|,;&" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
         letter = _choice(g)  # (C) 15 is C, if that is the gold, or 15
         return letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
     return any(same(x, y, error) for y in _readings(g, multiple) for x in _readings(a, multiple))
