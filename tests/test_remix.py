@@ -31,19 +31,20 @@ SMALL = (
 PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0".split()
 
 
+def clean_env(**more):
+    """The environment without what the process group of this pytest has put there."""
+    of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in of_the_group} | more
+
+
 def start(base, out, *flags, ranks=1):
-    launch = (
-        [sys.executable]
-        if ranks == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    )
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    }
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launch, "remix.py", "--model", base, "--out", str(out), *SMALL, *map(str, flags)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(base, out, *flags, ranks=1):
@@ -172,9 +173,8 @@ def test_train_sh(base, tmp_path):
         "--model",
         base,
     ]
-    env = os.environ | dict(NPROC="1")
     command = ["bash", "train.sh", "tiny", "--algo", "grpo", *flags, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=clean_env(NPROC="1"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["algo"] == "grpo"
     assert metrics(tmp_path / "run")[-1]["rollouts"] == 2 * 2  # int(0.6 * 4) prompts of 2
@@ -369,7 +369,9 @@ else:
 setattr(owner, {where.split(".")[1]!r}, die)
 checkpoint.save(out, 2, models, {{}}, dict(step=2))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     path = checkpoint.latest(tmp_path)
     assert path.name == ("step-000002" if where == "shutil.rmtree" else "step-000001")
