@@ -42,7 +42,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
-VERSION = 1  # raise it when a change below makes another model from the same settings: it is part of the cache's name
+VERSION = 2  # raise it when a change below makes another model from the same settings: it is part of the cache's name
 
 LENGTHS = range(3, 8)  # how many numbers a problem has: its difficulty
 TOTALS = range(30)  # every running total of a problem lies here: 450 sums and differences to know by heart
@@ -254,7 +254,7 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
-        max_position_embeddings=512,
+        max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # the common 10,000 is for longer texts
         initializer_range=0.1,  # about width ** -0.5; with the common 0.02 copying takes several times the steps
         tie_word_embeddings=True,

@@ -28,6 +28,9 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 from tqdm import tqdm
 
 import data
@@ -465,7 +468,7 @@ def table(sets: dict[str, dict]) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # fmt: off
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("--model", help="model folder or hub name")
+    p.add_argument("--model", help="model folder or hub name, or tiny: the embedded base model")
     p.add_argument("--data", default="tiny", help=f"tiny | {','.join(data.BENCHMARKS)} | hub name | file | folder (default: tiny)")
     p.add_argument("--data_dir", metavar="DIR", help="folder with the benchmarks' files (default: from the hub)")
     p.add_argument("--samples", metavar="FILE", help="grade these responses, sample nothing: JSON lines with id or problem, and response(s)")
@@ -516,6 +519,10 @@ def check_args(args) -> None:
 def run(args) -> dict:
     check_args(args)
     out, tokenizer, context = Path(args.out), None, None
+    if args.model == "tiny":
+        import base_model
+
+        args.model = os.path.relpath(base_model.make_base_model())
     if args.model:
         tokenizer, context = load_tokenizer(args.model)
     sets = load_sets(args, None if args.samples else tokenizer)

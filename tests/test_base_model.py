@@ -200,7 +200,7 @@ def test_loss_covers_the_response_and_nothing_else(quick, tokenizer):
 def test_folder_loads_is_tied_and_stops_at_eos(quick, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(quick)
     assert model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.config.vocab_size == len(tokenizer) and model.config.max_position_embeddings == 512
+    assert model.config.vocab_size == len(tokenizer) and model.config.max_position_embeddings == 4096
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
