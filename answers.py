@@ -89,8 +89,10 @@ _SPELLINGS = r"""
 ] rbrack | : colon ∶ | £ pounds | € euro | ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
 \frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅ | \ldots dots cdots dotsc …
 \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √ | \R ℝ reals Reals | \log_{10} lg
-\epsilon varepsilon | \phi varphi | angstrom Å Å AA
-\frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾ | ␣,␣ land lor vee wedge | ␣ quad qquad
+\epsilon varepsilon ε | \phi varphi φ | angstrom Å Å AA | \alpha α | \beta β | \gamma γ | \delta δ | \zeta ζ | \eta η | \iota ι
+\kappa κ | \lambda λ | \mu μ | \nu ν | \xi ξ | \rho ρ | \sigma σ | \tau τ | \upsilon υ | \chi χ | \psi ψ | \omega ω | \Gamma Γ
+\angle ∠ | \triangle △ | \Delta Δ | \Theta Θ | \Lambda Λ | \Xi Ξ | \Sigma Σ | \Phi Φ | \Psi Ψ | \Omega Ω
+\frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾ | P Pr | ␣,␣ land wedge | \text{␣or␣} lor vee | ␣ quad qquad
 \text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf mathtt mathnormal mbox hbox boldsymbol bm emph
 ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits nolimits bf rm it boxed fbox
 ø tiny small normalsize large Large LARGE huge Huge checkmark
@@ -111,6 +113,11 @@ _REWRITES = [
         (r"⦃\s*⦄", r"\\emptyset "),
         (r"\\underline\s*\{([^{}]*)\}|\\(?:text)?color\s*\{[^{}]*\}", r"\1"),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"\\R "),
+        (r"\\R\s*\^\s*\{?\+\}?\s*∪\s*⦃\s*0\s*⦄", r"\\R_{>=0}"),
+        (r"\\R\s*\^\s*(?:\+|\{\+\})", r"\\R_{>0}"),
+        (r"\\R\s*_\s*\{\s*([<>]=?)\s*0\s*\}", r"⦃x|x\1 0⦄"),
+        (r"(?<![\^_])\{\s*([±∓])\s*\}", r"\1"),
+        (r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}", r"{\\frac{\1}{\2}}"),
         (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (r"\\operatorname\*?\s*\{", r"\\text{"),
         # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (a plain comma may be a list: see _readings)
@@ -119,15 +126,31 @@ _REWRITES = [
         # percent, currency, degrees
         (r"\\%|\\text\{\s*(?:%|percent|per cent|pct)\.?\s*\}|\b(?:percent|per cent|pct)\b", "%"),
         (r"\\text\{\s*\\?\$\s*\}|\\\$", "¤"),
-        (r"\\text\{\s*([¤£€])\s*\}", r"\1"),
+        (r"\\text\{\s*([¤£€])\s*\}|\bUS\s*(?=¤)", r"\1"),
+        *[
+            (rf"(?<![a-zA-Z])(?:\\text\s*\{{\s*{code}\s*\}}|{code})\s*(?=[0-9.])", sign)
+            for code, sign in (("USD", "¤"), ("EUR", "€"), ("GBP", "£"))
+        ],
         (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
+        (r"(?<=[0-9])\s*\^\s*\{?\s*\\text\s*\{\s*o\s*\}\s*\}?", "°"),
+        # names: f: x \mapsto x + 1, f(x) \equiv 0, cis
+        (r"^\s*([a-zA-Z])\s*:(?:\s*\\R\s*\\to\s*\\R\s*[,:;])?\s*([a-z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
+        (r"^(\s*[a-zA-Z]\s*\(\s*[a-z]\s*\)\s*)\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
+        (
+            r"(?:\\text\s*\{\s*cis\s*\}|\\?\bcis(?![a-zA-Z]))\s*"
+            r"(\([^()]*\)|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[0-9.]+\s*°?|\\[a-zA-Z]+)",
+            r"(\\cos \1+i\\sin \1)",
+        ),
+        # ]0, 1[ is (0, 1)
+        (r"(?<![\w)}\]])\](\s*[^\s\[\]()⦃⦄,;][^\[\]()⦃⦄,;]*[,;][^\[\]()⦃⦄,;]+[\[\])])", r"(\1"),
+        (r"(?<![\w)}\]])([\[(]\s*[^\[\]()⦃⦄,;]+[,;][^\[\]()⦃⦄,;]*[^\[\]()⦃⦄,;\s]\s*)\[(?!\s*[^\s∪,\\}])", r"\1)"),
         # text
         (r"\\text\s*\{", r"\\text{"),
         *[
             (rf"(?<=[0-9])\s*(\\text\{{)?\s*{word}\b", rf"\\times 10^{{{zeros}}}\1")
             for word, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
         ],
-        (r"\\text\{([^{}a-zA-Z]*|[eid])\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
+        (r"\\text\{([^{}a-zA-Z]*|[eid]|[PE](?=\}\s*\())\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
         (r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})", r"_{\1\2}"),  # v_{\text{max}}
         # units: \frac{\text{m}}{\text{s}^2}, \text{\frac{m}{s^2}}, and symbols after a number
         (
@@ -167,6 +190,7 @@ _REWRITES = [
         (r"([0-9]+|[a-zA-Z]|\([^()]*\))\s*!\s*\^", r"(\1!)^"),
         # lists: words between the elements, \text{, and }; but not in an answer that is nothing but text
         (r"^\s*\\text\{([^{}]*)\}[\s.]*$", r"\1"),
+        (r"([<>][^,<>]*?),?\s*(?:\\text\{[\s,]*or[\s,]*\}|\bor\b)(?=[^,<>]*[<>])", r"\1 ∪ "),
         (r"\\text\{[\s,;]*(?:and|or)[\s,;]*\}|,?\s*\b(?:and|or)\b(?![^{}]*\})", " , "),
         (r"(?<=[0-9])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[0-9])", ":"),
     ]
@@ -211,7 +235,7 @@ _NAME = rf"{_LETTER}\s*(?:_\s*\{{[^{{}}]*\}})?\s*(?:'|\^\{{\\prime\s*\}})*"
 _NAMED = re.compile(
     rf"(?:\\(?:max|min|deg|gcd)\s*)?(?:{_NAME}\s*(?:(?:\^\{{-1\}}\s*)?\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
     rf"|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)|m?\s*\\(?:angle|triangle|overline|arc|widehat)\s*\{{?[A-Z\s']+[A-Z0-9_{{}}]*\}}?"
-    r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()=]*\)|\\text\{[^{}]*\}|[A-Za-z]{4,})"
+    r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()]*\)|\\text\{[^{}]*\}|[A-Za-z]{4,})"
 )
 _RELATION = re.compile(r"<=|>=|!=|<|>")
 
@@ -280,7 +304,7 @@ def _make_list(items: list[tuple]) -> tuple:
 def _read_matrix(text: str) -> tuple | None:
     r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, with a scalar factor before it or without."""
     match = re.fullmatch(
-        r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbBvV])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*",
+        r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbB])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*",
         text,
         re.S,
     )
@@ -315,6 +339,17 @@ def _as_intervals(reading: tuple) -> tuple:
     return reading
 
 
+def _between(items: list[tuple]) -> tuple | None:
+    """x > 2 and x < 5 -> 2 < x < 5, if there is anything between the two."""
+    if len(items) == 2 and all(item[0] == "rel" and len(item[1]) == 2 and item[2][0] != "!=" for item in items):
+        for (_, (low, x), lower), (_, (y, high), upper) in (items, items[::-1]):
+            ends = [values_of(end) for end in (low, high)] if x == y and _is_name(x) else [None]
+            if all(ends) and all(map(_is_constant, ends)) and _is_real(ends[0][0], ends[1][0]):
+                if CONTEXTS[40].convert(ends[0][0]).real < CONTEXTS[40].convert(ends[1][0]).real:
+                    return ("rel", (low, x, high), lower + upper)
+    return None
+
+
 def _without_points(points: list[str]) -> tuple:
     """The real line without some points, as a list of intervals (points in the order of their values if known)."""
     values = {point: value[0] for point in points if (value := values_of(point)) and isinstance(value[0], Fraction)}
@@ -332,7 +367,8 @@ def read(text: str) -> tuple:
         items = [read(group) for group in groups]
         return _make_list([("bracket", "(", ")", _unnamed(i[1])) if i[0] == "list" else i for i in items])
     if "," in text and len(parts := _split(text, ",")) > 1:
-        return _make_list([read(part) for part in parts])
+        items = [read(part) for part in parts]
+        return _between(items) or _make_list(items)
     if "," in text and text.endswith(","):
         return read(text.rstrip(", "))
     if _wrapped(text, "⦃", "⦄"):
@@ -877,6 +913,8 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
     (va, ua), (vg, ug) = split_unit(a), split_unit(g)
     if ug and not ua and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a)) and unit(match[2]):
         va, ua = match[1], match[2]  # 5 m is only read as metres if the gold has a unit
+    if not ua and (match := _FRACTION_UNIT.fullmatch(a)) and (ug or number(vg)) and unit(match[2]) and unit(match[3]):
+        va, ua = match[1], f"{match[2]}/{match[3]}"
     if ua == "%" or ug == "%":
         if ua == ug:
             return _same_value(va, vg, error)
@@ -907,6 +945,8 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
     return False
 
 
+_POWERS = r"((?:[a-zA-Z\s.]|\\cdot|\^\{[0-9]\})+)"
+_FRACTION_UNIT = re.compile(rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}")  # 5\frac{m}{s}
 _DOLLAR = frozenset({("dollar", 1)})
 _ANGLES = frozenset({("angle", 1)}), frozenset({("radian", 1)})
 

@@ -1,6 +1,7 @@
 """Accuracy by kind and latency of the grader, next to math-verify alone, in one run.
 
-    python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]
+    python benchmarks/grader.py                                 the cases of tests/test_reward.py
+    python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]   cases of your own
 
 A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole response that must hold
 a box. A few hostile answers are built in. math-verify alone is `parse` and `verify` as its README has them, with its
@@ -69,6 +70,14 @@ def main() -> None:
     for name in options.files:
         with open(name) as file:
             rows += [json.loads(line) for line in file if line.strip()]
+    if not options.files:
+        from tests.test_reward import KINDS
+
+        for kind, cases in KINDS.items():
+            for gold, *preds in cases:
+                verdicts = zip((True, False), preds, strict=True)
+                flat = [(pred, expected) for expected, some in verdicts for pred in some if isinstance(gold, str)]
+                rows += [{"gold": gold, "pred": pred, "expected": expected, "kind": kind} for pred, expected in flat]
 
     logging.disable(logging.WARNING)  # math-verify logs each answer that it cannot read
     reward.equivalent(r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}")  # fills the parser's tables, once

@@ -304,6 +304,53 @@ KINDS = {
         (r"F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}", [r"F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k"], [r"F_n = \sum_{k=0}^{n-2} F_k F_{n-k-2}"]),
         (r"(t - \frac{1}{2}\sin(2t))u(t)", [r"u(t)\left(t-\sin t\cos t\right)"], [r"t - \frac{1}{2}\sin(2t)", r"(t - \frac{1}{3}\sin(2t))u(t)"]),
     ],
+    "over": [(r"\frac{229}{8}", [r"{229\over 8}", r"{229 \over {8}}"], [r"{8\over 229}"]),
+             (r"\frac{\sqrt{2}}{3}", [r"{\sqrt{2}\over 3}", r"{{\sqrt2}\over{3}}"], [r"{\sqrt{3}\over 2}"])],
+    "maps": [
+        ("f(x)=x+1", [r"f: x \mapsto x+1", r"f:\mathbb{R}\to\mathbb{R}, x\mapsto x+1", r"f(x)\equiv x+1", r"f: t \mapsto t+1"],
+         [r"f: x \mapsto x-1", r"f(x)\equiv x", r"f: x \mapsto x+2"]),
+        (r"x \equiv 3 \pmod{7}", [r"x\equiv 3\pmod 7"], ["3", r"x \equiv 4 \pmod{7}", r"x \equiv 3 \pmod{8}"]),
+    ],
+    "probability_names": [(r"\frac13", [r"\text{P}(A)=\frac13", r"\Pr(X=2)=\frac13", r"\mathbb{P}(A)=1/3", "P(A|B)=1/3", "P(X=2)=1/3"],
+                           [r"\text{P}(A)=\frac23", r"\Pr(X=\frac13)=2", "P(A)=3"])],
+    "french_interval": [
+        ("(0,1)", ["]0,1[", r"\left]0,1\right[", r"x \in ]0;1["], ["]0,1]", "[0,1[", "]0,2["]),
+        ("(3,5]", ["]3,5]"], ["]3,5[", "[3,5]"]),
+        (r"[0,\infty)", [r"[0,+\infty[", r"[0,\infty["], [r"]0,+\infty[", r"]-\infty,0]"]),
+        (r"(-\infty,1) \cup [2,3)", [r"]-\infty,1[ \cup [2,3[", r"]-\infty;1[\cup[2;3["], [r"]-\infty,1] \cup [2,3[", r"]-\infty,1[ \cup ]2,3["]),
+        ("[1,2],[3,4]", ["[1,2], [3,4]", "[3,4],[1,2]"], ["[1,2[,[3,4]", "[1,2]"]),
+    ],
+    "half_line": [
+        (r"[0,\infty)", [r"\mathbb{R}_{\ge 0}", r"\mathbb{R}_{\geq0}", r"\mathbb{R}^+\cup\{0\}", r"x\in\mathbb{R}_{\ge 0}"], [r"\mathbb{R}_{>0}", r"\mathbb{R}^+", r"\mathbb{R}", r"\mathbb{R}_{\le 0}"]),
+        ("x>0", [r"\mathbb{R}_{>0}", r"\mathbb{R}^+", r"\mathbb{R}^{+}"], [r"\mathbb{R}_{\ge 0}", r"\mathbb{R}_{<0}"]),
+    ],
+    "two_sided": [
+        ("(2,5)", ["x > 2 and x < 5", r"x<5 \text{ and } x>2", r"x>2 \land x<5", "x > 2, x < 5", r"2 < x \text{ and } x < 5"],
+         ["x > 2 or x < 5", r"x>2 \lor x<5", r"x>2 \text{ and } x\le 5", "x>2 and y<5", "x<2 and x>5", "x > 2"]),
+        (r"x \ne 2, x < 5", ["x<5, x!=2"], ["x<5", "(2,5)"]),
+        (r"(-\infty,2)\cup(5,\infty)", ["x < 2 or x > 5", r"x<2 \text{ or } x>5", r"x>5 \lor x<2"], ["x > 2 and x < 5", r"x \le 2 or x > 5", "x<2"]),
+        (r"-\frac12 \le x < \sqrt{3}", [r"x \ge -\frac12 \text{ and } x < \sqrt3"], [r"x > -\frac12 \text{ and } x < \sqrt3"]),
+        (r"(-\infty,1)\cup(2,3)", [r"x<1 \text{ or } 2<x<3"], ["x<1 and 2<x<3, 5", r"x<1 \text{ or } x>2"]),
+    ],
+    "determinant": [(r"\begin{pmatrix}2&4\\1&2\end{pmatrix}", [r"\begin{bmatrix}2&4\\1&2\end{bmatrix}"], [r"\begin{vmatrix}2&4\\1&2\end{vmatrix}"])],
+    "braced_sign": [(r"2\pm\sqrt5", [r"2{\pm}\sqrt{5}", r"2 {\mp} \sqrt5"], [r"{\pm}\sqrt5", r"2+\sqrt5"])],
+    "currency_code": [
+        (r"\$36", ["USD 36", "36 USD", r"USD\ 36.00", r"\text{USD } 36", r"\mathrm{USD}~36", r"US\$36", r"36\text{ USD}"], ["USD 63", "EUR 36", "36 EUR", "USD 3600"]),
+        (r"2 \text{ euros}", ["EUR 2"], ["USD 2"]),
+    ],
+    "fraction_unit": [
+        (r"12\text{ m/s}", [r"12\frac{m}{s}", r"12 \frac{m}{s}", r"12\,\frac{\mathrm{m}}{\mathrm{s}}"], [r"21\frac{m}{s}", r"12\frac{m}{s^2}", r"12\frac{kg}{s}", r"12\frac{s}{m}"]),
+        ("12", [r"12 \frac{m}{s}", r"12 \frac{kg \cdot m}{s^2}"], [r"12 \frac{h}{2}", r"12\frac{2h}{s}", r"21 \frac{m}{s}"]),
+        (r"2\frac{m}{s}", [r"\frac{2m}{s}"], [r"2", r"\frac{m}{2s}"]),
+        (r"12\frac{1}{2}", ["12.5"], ["12"]),
+    ],
+    "cis": [
+        (r"6\operatorname{cis}\frac{\pi}{2}", ["6i", r"6 \text{ cis } \frac{\pi}{2}", r"6\mathrm{cis}(\pi/2)", r"6\text{cis}(90^\circ)", r"6 cis 90^\circ"], ["6", "-6i", r"6\text{cis}\frac{\pi}{3}"]),
+        (r"1+i\sqrt3", [r"2\operatorname{cis}\frac{\pi}{3}", r"2\operatorname{cis}\left(\frac{\pi}{3}\right)", r"2\operatorname{cis}60^\circ"], [r"2\operatorname{cis}\frac{\pi}{6}", r"\operatorname{cis}\frac{\pi}{3}"]),
+    ],
+    "greek": [(r"\alpha", ["α", r"\alpha"], ["β", "a"]), (r"\lambda\sigma", ["λσ", r"σ\lambda"], ["λ", "λ+σ"]), (r"2\Omega", ["2Ω"], ["2ω", "3Ω"]), ("30", ["∠ABC = 30°"], ["∠ABC = 60°"])],
+    "degree_letter": [(r"76^\circ", [r"76^{\text{o}}", r"76^\text{o}", "76^o", r"76^{\mathrm{o}}"], [r"67^{\text{o}}"])],
+    "pair": [("(8,-1)", ["(8, -1)", "8,-1"], ["(-1,8)", "-1,8"])],
 }  # fmt: skip
 CASES = [
     (kind, gold, answer, True) for kind, rows in KINDS.items() for gold, right, _ in rows for answer in [gold, *right]
