@@ -4,5 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash install.sh
 export OMP_NUM_THREADS=1
-.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
+.venv/bin/ruff check -q .
+.venv/bin/ruff format -q --check .
 exec .venv/bin/python -m pytest -q tests "$@"
