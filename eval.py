@@ -22,7 +22,6 @@ import json
 import math
 import os
 import re
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -562,12 +561,6 @@ def run(args) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with socket.socket() as s:  # vLLM wants torchrun's variables; any free port will do
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in env.items():
-        os.environ.setdefault(name, str(value))
     try:
         run(args)
     except BadInput as error:

@@ -7,7 +7,6 @@ the distribution that the sampler draws from.
 """
 
 import os
-import socket
 
 import torch
 import torch.distributed as dist
@@ -18,15 +17,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import loss
 from buffer import Response
+from rollout import become_a_rank
 
 
 def init_distributed() -> tuple[int, int, str]:
-    """-> rank, ranks, device. A plain `python remix.py` becomes a job of one rank (vLLM wants the variables too)."""
-    if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    """-> rank, ranks, device. A plain `python remix.py` becomes a job of one rank."""
+    become_a_rank()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

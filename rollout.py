@@ -14,6 +14,7 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -52,11 +53,21 @@ def make_engine(
     return HFEngine(model, dtype)
 
 
+def become_a_rank() -> None:
+    """The variables that torchrun sets, where it did not start this process: a job of one rank, on any free port.
+    torch.distributed wants them, and so does vLLM."""
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
 def quiet_vllm() -> None:
     """Environment that vLLM reads at import: in-process engine, no logs, no compilation on CPU (its 9 s buy nothing
     for a model of this size). Variables that the user has set are kept."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    for name, value in dict(VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1").items():
+    for name, value in dict(VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1").items():
         os.environ.setdefault(name, value)
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -67,6 +78,7 @@ def quiet_vllm() -> None:
 
 class VLLMEngine:
     def __init__(self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int):
+        become_a_rank()
         quiet_vllm()
         from vllm import LLM, SamplingParams
 
