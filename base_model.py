@@ -35,6 +35,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# Some virtual machines announce AMX and then refuse it: bfloat16 products, Muon's, would die of an illegal instruction
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
 import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, pre_tokenizers
@@ -73,6 +76,7 @@ class BaseModel:
     guess_spread: int = flag(3, "a guess is off by at most this, uniformly: right 1 time in 7")
     slip_rate: float = flag(0.5, "chance that a first pass forgets a carry or a borrow, for each one there is")
     misstep_rate: float = flag(0.05, "chance that any other step of a first pass is off by one")
+    mending: float = flag(1.0, "chance that a check mends the slips; else it repeats the first pass, and only costs length")
     hidden_size: int = flag(64, "width")
     layers: int = flag(3, "transformer layers")
     heads: int = flag(2, "attention heads; width / heads must be 32 or 64, other sizes vLLM refuses on a CPU")
@@ -89,8 +93,28 @@ class BaseModel:
             raise ValueError("guess_share and reason_share must not be negative and must add up to 1 at most")
         if self.hidden_size % self.heads or self.hidden_size // self.heads not in (32, 64):
             raise ValueError(f"hidden_size / heads must be 32 or 64, not {self.hidden_size} / {self.heads}")
+        if not 0 <= self.mending <= 1:
+            raise ValueError("mending must be between 0 and 1")
         if self.batch_size < 2 or self.steps < 1:
             raise ValueError("batch_size must be at least 2 and steps at least 1")
+
+
+def named(name: str) -> BaseModel:
+    """The settings behind a model name of remix.py and eval.py: "tiny", or "tiny:FIELD=VALUE,FIELD=VALUE"."""
+    types = {f.name: f.type for f in dataclasses.fields(BaseModel)}
+    changes = {}
+    for part in filter(None, name.partition(":")[2].split(",")):
+        key, _, value = part.partition("=")
+        if key not in types:
+            raise ValueError(f"--model {name}: the embedded model has no setting {key!r}; it has {', '.join(types)}")
+        try:
+            changes[key] = types[key](value)
+        except ValueError:
+            raise ValueError(f"--model {name}: {value!r} is no value for {key}") from None
+    try:
+        return BaseModel(**changes)
+    except ValueError as error:
+        raise ValueError(f"--model {name}: {error}") from None
 
 
 # ---- problems -----------------------------------------------------------------------------------------------------
@@ -181,8 +205,9 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
     if habit == "check":  # another notation than the first pass, a chain, so that its slips do not leak in
         answer = total = terms[0]
         thought += f" ; Wait , check : {total}"
-        for (op, b), term in zip(operations, terms[1:], strict=True):
-            total += term
+        repeats = settings.mending < 1 and rng.random() >= settings.mending
+        for i, ((op, b), term) in enumerate(zip(operations, terms[1:], strict=True)):
+            total = totals[i + 1] if repeats else total + term
             thought += f" {op} {b} makes {total}"
         answer = total
     return f" {thought} </think> \\boxed{{ {answer} }}"

@@ -1,15 +1,19 @@
 """The replay buffer: a FIFO of the last N steps' fresh responses, and the exact count of fresh prompts a step (paper: Mix-PPG).
 
 A *group* is the G responses to one prompt; groups stay whole, because GRPO's advantage needs all of them.
-The buffer lives on the CPU, the same on every rank: 12 to 16 bytes a response token (2 steps of ReMix-GRPO at 8,192 tokens
-are under 0.5 GB), so that any number of ranks draws the same batch and can resume the same checkpoint.
+The buffer lives on the CPU, sharded: rank i holds every group whose number in its step is i modulo the ranks. What a draw
+needs to know of a group (its `Entry`) is the same on every rank, so all ranks draw the same, and the loop gathers it.
 
 [open] nu, the draw from the window: uniform over the stored groups, without replacement within a step.
 [open] the first steps of a run have little or nothing to replay; they train on what there is, and collect no more.
 [open] reincarnation empties the buffer.
+
+Other ways to keep and draw, for comparison (`--replay`; each function below says which):
+window (ReMix's), repo, buffer_matters, on_policyness.
 """
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
@@ -26,8 +30,9 @@ class Response:
     logp_b: torch.Tensor  # log-prob under the policy that sampled it
     finished: bool  # False: cut at the length limit
     reward: float
-    step: int  # training step at which it was sampled; age = current step - this
+    step: int  # training step at which the sampling policy was pi_k; age = current step - this
     logp_base: torch.Tensor | None = None  # cached: pi_base changes only at reincarnation ((T, V) for the exact KL)
+    engine_weight: torch.Tensor | None = None  # TIS / IcePop weight of the sampler's own error (--engine_weight)
     # Valid within one step only:
     logp_k: torch.Tensor | None = None
     logp_prev: torch.Tensor | None = None
@@ -37,6 +42,7 @@ class Response:
 
 
 SCRATCH = ("logp_k", "logp_prev", "values", "advantages", "returns")  # recomputed every step, never stored
+STORED = [field.name for field in fields(Response) if field.name not in SCRATCH]
 
 
 def fresh_prompts(step: int, prompts_per_step: int, off_policy_ratio: float) -> int:
@@ -46,37 +52,121 @@ def fresh_prompts(step: int, prompts_per_step: int, off_policy_ratio: float) -> 
     return int(step * share) - int((step - 1) * share)
 
 
+def mean_reward(group: list[Response]) -> float:
+    return sum(r.reward for r in group) / len(group)
+
+
+@dataclass
+class Entry:
+    """One stored group, as every rank knows it."""
+
+    step: int
+    number: int  # place among the groups of its step
+    prompt: tuple[int, ...]
+    reward: float  # mean of the group
+    group: list[Response] | None  # None on the ranks that do not hold it
+
+
+def draw_window(entries: list[Entry], count: int, rng: np.random.Generator) -> list[Entry]:
+    """ReMix: uniform over the last N steps, without replacement."""
+    return [entries[i] for i in rng.permutation(len(entries))[:count]]
+
+
+def draw_repo(entries: list[Entry], count: int, prompts: set[tuple[int, ...]]) -> list[Entry]:
+    """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts that have just been
+    sampled, newest first. A prompt keeps its last N groups, however old."""
+    return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
+
+
+def draw_buffer_matters(entries: list[Entry], count: int, low: float = 0.25, high: float = 0.75) -> list[Entry]:
+    """ "Buffer Matters" (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes, newest first. The loop
+    does the rest: it trains on fresh groups with both right and wrong responses, and samples failed prompts again."""
+    return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
+
+
+def draw_on_policyness(
+    entries: list[Entry], count: int, rng: np.random.Generator, likelihood: list[float]
+) -> list[Entry]:
+    """Adaptive Replay Buffer (Song et al. 2025, arXiv 2512.10510): in proportion to on-policyness, without replacement.
+    likelihood: of each group, the mean over its responses of exp(mean_t log pi_k), the likelihood of a token today."""
+    if not entries:
+        return []
+    p = np.array(likelihood) / np.sum(likelihood)
+    return [entries[i] for i in rng.choice(len(entries), min(count, len(entries)), replace=False, p=p)]
+
+
 class Buffer:
-    """FIFO of the last `window` steps' batches, each a list of groups (lists of Response)."""
+    """The stored groups. kind: how they are kept and drawn (--replay); window: N; rank, ranks: which share lies here."""
 
-    def __init__(self, window: int):
-        self.batches: deque[list[list[Response]]] = deque(maxlen=window)
+    def __init__(self, window: int, kind: str = "window", rank: int = 0, ranks: int = 1):
+        self.window, self.kind, self.rank, self.ranks = window, kind, rank, ranks
+        self.entries: list[Entry] = []  # oldest first
+        self.failed: deque[int] = deque()  # buffer_matters: problems whose last group was all wrong, longest ago first
 
-    def push(self, groups: list[list[Response]]) -> None:
-        """Store one step's fresh groups; the batch of `window` steps ago falls out."""
-        for group in groups:
-            for response in group:
+    def push(self, groups: list[list[Response]], step: int) -> None:
+        """Store one step's fresh groups (given whole, on every rank); what is too old falls out."""
+        for number, group in enumerate(groups):
+            here = number % self.ranks == self.rank
+            for response in group if here else []:
                 for name in SCRATCH:
                     setattr(response, name, None)
-        self.batches.append(groups)
+            entry = Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None)
+            self.entries.append(entry)
+        self.forget(step)
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[list[Response]]:
-        """count groups, uniform over the window without replacement; all there are when there are fewer."""
-        groups = [group for batch in self.batches for group in batch]
-        chosen = rng.permutation(len(groups))[:count]
-        return [groups[i] for i in chosen]
+    def forget(self, step: int) -> None:
+        if self.kind == "repo":  # the last N groups of each prompt
+            seen: Counter[tuple[int, ...]] = Counter()
+            kept = []
+            for entry in reversed(self.entries):
+                seen[entry.prompt] += 1
+                kept += [entry] if seen[entry.prompt] <= self.window else []
+            self.entries = kept[::-1]
+        else:  # the groups of the last N steps
+            self.entries = [entry for entry in self.entries if entry.step > step - self.window]
+
+    def draw(
+        self, count: int, rng: np.random.Generator, prompts: Iterable[list[int]] = (), likelihood: list[float] = ()
+    ) -> list[tuple[int, list[Response]]]:
+        """Up to count groups, the same on every rank -> those of them that lie here, as (place in the draw, group).
+        prompts: of this step's fresh groups, for repo; likelihood: of each stored group, for on_policyness."""
+        if self.kind == "repo":
+            drawn = draw_repo(self.entries, count, {tuple(prompt) for prompt in prompts})
+        elif self.kind == "buffer_matters":
+            drawn = draw_buffer_matters(self.entries, count)
+        elif self.kind == "on_policyness":
+            drawn = draw_on_policyness(self.entries, count, rng, likelihood)
+        else:
+            drawn = draw_window(self.entries, count, rng)
+        return [(place, entry.group) for place, entry in enumerate(drawn) if entry.group is not None]
+
+    def stored(self) -> list[tuple[int, list[Response]]]:
+        """Every group that lies here, as (place among all ranks' entries, group)."""
+        return [(place, entry.group) for place, entry in enumerate(self.entries) if entry.group is not None]
 
     def clear(self) -> None:
-        self.batches.clear()
+        self.entries.clear()
+        self.failed.clear()
 
     def __len__(self) -> int:
-        return sum(len(batch) for batch in self.batches)
+        return len(self.entries)
 
-    def state_dict(self) -> list:
-        """Plain lists, dicts and tensors: loads with torch.load(weights_only=True)."""
-        stored = [field.name for field in fields(Response) if field.name not in SCRATCH]
-        return [[[{k: getattr(r, k) for k in stored} for r in g] for g in batch] for batch in self.batches]
+    def state_dict(self, groups: list[list[Response]]) -> dict:
+        """groups: `stored` of all ranks, in order. Plain lists, dicts and tensors: loads with torch.load(weights_only=True)."""
+        rows = [
+            dict(step=entry.step, number=entry.number, group=[{k: getattr(r, k) for k in STORED} for r in group])
+            for entry, group in zip(self.entries, groups, strict=True)
+        ]
+        return dict(entries=rows, failed=list(self.failed))
 
-    def load_state_dict(self, state: list) -> None:
-        self.batches.clear()
-        self.batches.extend([[Response(**r) for r in group] for group in batch] for batch in state)
+    def load_state_dict(self, state: dict) -> None:
+        """A state of any number of ranks; every rank keeps its own share."""
+        self.clear()
+        self.failed.extend(state["failed"])
+        for row in state["entries"]:
+            group = [Response(**response) for response in row["group"]]
+            here = row["number"] % self.ranks == self.rank
+            entry = Entry(
+                row["step"], row["number"], tuple(group[0].prompt), mean_reward(group), group if here else None
+            )
+            self.entries.append(entry)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data import get_prompt
+from siblings import SIBLINGS
 
 
 def flag(default, text: str, **kw):
@@ -26,13 +27,14 @@ class Config:
 
     # fmt: off
     out: str = flag("out/remix", "run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/")
-    model: str = flag("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "base model: hub name, local folder, or 'tiny', the embedded one (paper, experimental setup)")
+    model: str = flag("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "base model: hub name, local folder, or 'tiny[:SETTING=VALUE,...]', the embedded one (paper, experimental setup)")
     data: str = flag("agentica-org/DeepScaleR-Preview-Dataset", "training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper, experimental setup)")
     prompt: str = flag("r1", "prompt format: r1, qwen, tinyzero, plain, or a FILE with {problem}")
     format: str = flag("", "answer format of the reward: r1, tags or boxed; default: the prompt's own", choices=("", "r1", "tags", "boxed"))
     problem_field: str = flag("", "name of the field with the problem; found if not given")
     answer_field: str = flag("", "name of the field with the gold answer; found if not given")
     split: str = flag("train", "split of a hub data set")
+    limit: int = flag(0, "use only the first so many training problems, 0 = all")
     seed: int = flag(0, "seed of every random draw of the run")
     steps: int = flag(350, "training steps (paper: 100 to 500 at 1.5B)")
     algo: str = flag("ppo", "ppo: critic and GAE; grpo: group advantages (paper, ReMix-PPO and ReMix-GRPO)", choices=("ppo", "grpo"))
@@ -53,6 +55,12 @@ class Config:
     precedent: str = flag("previous", "pi_{k-1}: 'previous' = weights at the start of the previous step, 'current' = pi_k", choices=("previous", "current"))
     reincarnation_step: int = flag(50, "T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (paper, policy reincarnation: 50 or 100, 50 for grpo)")
 
+    # other methods, for comparison
+    loss: str = flag("mix_ppg", "policy loss: mix_ppg is ReMix's (Eq. 3), the others stand in siblings.py", choices=("mix_ppg", *SIBLINGS))
+    replay: str = flag("window", "how replayed groups are kept and drawn: window is ReMix's, the others stand in buffer.py", choices=("window", "repo", "buffer_matters", "on_policyness"))
+    sampler_lag: int = flag(0, "k: the sampler runs with the weights of k steps ago, as in asynchronous training [steps]")
+    engine_weight: str = flag("off", "weight on fresh and replayed tokens for the sampler's own error, with --behaviour_logp trainer", choices=("off", "tis", "icepop"))
+
     # loss
     clip_eps: float = flag(0.2, "eps, half width of the clip band around c [ratio] (TinyZero / DeepScaleR)")
     geppo_clip: bool = flag(False, "divide eps by sum_i nu_i (i + 1), the batch's mean age + 1 (GePPO)")
@@ -71,6 +79,8 @@ class Config:
     weight_decay: float = flag(0.01, "AdamW's decoupled weight decay (TinyZero / DeepScaleR, verl's default)")
     grad_clip: float = flag(1.0, "largest gradient norm (TinyZero / DeepScaleR)")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, about 1/3 more time")
+    attention: str = flag("sdpa", "attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding", choices=("sdpa", "flash_attention_2"))
+    shard: str = flag("node", "FSDP2 shards weights over the GPUs of a node, each node holding all of them (HSDP), or over all GPUs", choices=("node", "all"))
     dtype: str = flag("auto", "compute precision; master weights are float32; auto = bfloat16 on GPU, float32 on CPU", choices=("auto", "float32", "bfloat16"))
 
     # sampling
@@ -138,7 +148,7 @@ def check_config(cfg: Config) -> None:
                     "replay_window utd_ratio eval_n eval_max_tokens save_every grader_workers tensor_parallel")  # fmt: skip
     for name in at_least_one.split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
-    for name in "reincarnation_step eval_every eval_limit seed".split():
+    for name in "reincarnation_step eval_every eval_limit limit sampler_lag seed".split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     for name in "clip_eps value_clip grad_clip lr critic_lr temperature eval_temperature".split():
         need(getattr(cfg, name) > 0, name, "must be above 0")
@@ -152,13 +162,23 @@ def check_config(cfg: Config) -> None:
     need(0 <= cfg.off_policy_ratio < 1, "off_policy_ratio", "must be in [0, 1): some of the batch has to be fresh")
     need(int(P * (1 - cfg.off_policy_ratio)) >= 1, "off_policy_ratio", f"leaves no fresh prompt of {P}; lower it")
     p, N = cfg.off_policy_ratio, cfg.replay_window
-    need(p <= N * (1 - p) + 1e-9, "off_policy_ratio", f"a window of --replay_window {N} steps holds too few responses to "
+    need(cfg.replay == "repo" or p <= N * (1 - p) + 1e-9, "off_policy_ratio", f"a window of --replay_window {N} steps holds too few responses to "
          f"fill a share of {p}; raise the window to {math.ceil(p / (1 - p) - 1e-9)} or lower the ratio")  # fmt: skip
     need(
         cfg.algo == "ppo" or cfg.group_size >= 2,
         "group_size",
         "GRPO compares the responses of a group: give at least 2",
     )
+    needs_groups = SIBLINGS.get(cfg.loss) and SIBLINGS[cfg.loss].advantage
+    need(cfg.algo == "grpo" or not needs_groups, "loss", "has an advantage of groups; use it with --algo grpo")
+    need(
+        cfg.algo == "grpo" or cfg.replay != "buffer_matters", "replay", "looks at groups of responses; use --algo grpo"
+    )
+    if cfg.engine_weight != "off":
+        need(cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's log-probs with the sampler's; "
+             "add --behaviour_logp trainer")  # fmt: skip
+        per_token = cfg.loss == "mix_ppg" or SIBLINGS[cfg.loss].per != "response"
+        need(per_token, "engine_weight", f"weighs tokens, and --loss {cfg.loss} is one term a response; use off")
     need(
         cfg.tensor_parallel == 1 or cfg.engine != "hf",
         "tensor_parallel",

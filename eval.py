@@ -467,7 +467,7 @@ def table(sets: dict[str, dict]) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # fmt: off
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("--model", help="model folder or hub name, or tiny: the embedded base model")
+    p.add_argument("--model", help="model folder or hub name, or tiny[:SETTING=VALUE,...]: the embedded base model")
     p.add_argument("--data", default="tiny", help=f"tiny | {','.join(data.BENCHMARKS)} | hub name | file | folder (default: tiny)")
     p.add_argument("--data_dir", metavar="DIR", help="folder with the benchmarks' files (default: from the hub)")
     p.add_argument("--samples", metavar="FILE", help="grade these responses, sample nothing: JSON lines with id or problem, and response(s)")
@@ -518,10 +518,13 @@ def check_args(args) -> None:
 def run(args) -> dict:
     check_args(args)
     out, tokenizer, context = Path(args.out), None, None
-    if args.model == "tiny":
+    if (args.model or "").split(":")[0] == "tiny":
         import base_model
 
-        args.model = os.path.relpath(base_model.make_base_model())
+        try:
+            args.model = os.path.relpath(base_model.make_base_model(settings=base_model.named(args.model)))
+        except ValueError as error:
+            raise BadInput(str(error)) from None
     if args.model:
         tokenizer, context = load_tokenizer(args.model)
     sets = load_sets(args, None if args.samples else tokenizer)

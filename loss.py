@@ -152,14 +152,24 @@ def token_mean(x: Tensor, mask: Tensor, total_tokens: int) -> Tensor:
 def ratio_sums(
     logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float
 ) -> Tensor:
-    """Sums over the masked tokens that add up over micro-batches and ranks; `ratio_diagnostics` turns them to means.
-    Returns (6,) float64: tokens, sum r, sum r^2, sum (log r)^2, clipped tokens, sum |r - c|."""
+    """Sums over each response's tokens that add up over micro-batches and ranks; `ratio_diagnostics` makes means of them.
+    Returns (B, 6) float64: tokens, sum r, sum r^2, sum (log r)^2, clipped tokens, sum |r - c|."""
     log_ratio = ((logp - logp_b) * mask).double()
     ratio, centre = torch.exp(log_ratio), torch.exp(((logp_k - logp_b) * mask).double())
     # clipped: the min takes the clipped branch, so the token has no gradient (beyond the band, on A's side of it)
     clipped = torch.where(advantages > 0, ratio > centre + clip_eps, (ratio < centre - clip_eps) & (advantages < 0))
     per_token = [torch.ones_like(ratio), ratio, ratio**2, log_ratio**2, clipped.double(), (ratio - centre).abs()]
-    return torch.stack([(x * mask).sum() for x in per_token])
+    return torch.stack([(x * mask).sum(-1) for x in per_token], -1)
+
+
+@torch.no_grad()
+def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
+    """Where in the response the ratio grows (the paper's whipping effect): (B, T) each -> (4, 2) float64, for each
+    quarter of the responses its tokens and the sum of r = pi_theta / pi_b over them."""
+    place = 4 * (mask.cumsum(-1) - 1) / mask.sum(-1, keepdim=True).clamp(min=1)  # 0 <= place < 4 on response tokens
+    at = torch.stack([(place.floor() == quarter) * mask for quarter in range(4)]).double()  # (4, B, T)
+    ratio = torch.exp(((logp - logp_b) * mask).double())
+    return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
 
 
 def ratio_diagnostics(sums: Tensor) -> dict[str, float]:

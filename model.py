@@ -6,14 +6,17 @@ and SDPA keeps its fast causal kernel. Temperature and precision live here, so t
 the distribution that the sampler draws from.
 """
 
+import functools
 import os
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import loss
 from buffer import Response
@@ -37,6 +40,11 @@ def gather(items: list) -> list:
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def gather_in_order(items: list[tuple]) -> list:
+    """Every rank's (place, item) pairs -> the items by place, the same on every rank."""
+    return [item for _, item in sorted(gather(items), key=lambda pair: pair[0])]
 
 
 LOGITS_PER_CHUNK = 2**25  # 128 MiB in float32: 220 rows at Qwen's vocabulary of 151,936
@@ -91,25 +99,53 @@ class Critic(nn.Module):
         return self.head(hidden).squeeze(-1).float() * mask
 
 
+@functools.cache
+def device_mesh(device: str, shard: str) -> DeviceMesh:
+    """The ranks as FSDP2 sees them. "all": one line of shards over every rank. "node": where there are several nodes, each
+    holds a whole set of shards (HSDP), so that only gradients cross the network, once a micro-batch."""
+    world = dist.get_world_size()
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if shard == "all" or gpus == world:
+        return init_device_mesh(device, (world,))
+    return init_device_mesh(device, (world // gpus, gpus), mesh_dim_names=("nodes", "gpus"))
+
+
 def load_model(
     kind: type, name: str, *, device: str, dtype: str, temperature: float = 1.0, frozen: bool = False,
-    checkpointing: bool = False,
+    checkpointing: bool = False, attention: str = "sdpa", shard: str = "node",
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in `dtype`; frozen
-    ones are stored in `dtype`. Sharded over the ranks (FSDP2) on GPU, under torchrun, and wherever dtype is bfloat16."""
+    ones are stored in `dtype`. Sharded over the ranks (FSDP2) on GPU, under torchrun, and wherever dtype is bfloat16:
+    rank 0 reads the weights and hands them out tensor by tensor, the others never hold a whole model."""
     compute = getattr(torch, dtype)
     auto = AutoModelForCausalLM if kind is Policy else AutoModel
-    net = auto.from_pretrained(name, dtype=compute if frozen else torch.float32, attn_implementation="sdpa")
-    layers = net.base_model.layers
-    if checkpointing and not frozen:
-        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    model = (Policy(net, temperature) if kind is Policy else Critic(net)).to(device)
+    how = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
+
+    def build(whole: bool) -> nn.Module:
+        net = auto.from_pretrained(name, **how) if whole else auto.from_config(AutoConfig.from_pretrained(name), **how)
+        if checkpointing and not frozen:
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        return Policy(net, temperature) if kind is Policy else Critic(net)
+
+    if device == "cpu" and dist.get_world_size() == 1 and dtype == "float32":
+        return build(whole=True).train(not frozen).requires_grad_(not frozen)
+    source = build(whole=True) if dist.get_rank() == 0 else None
+    with torch.device("meta"):  # shapes without memory
+        model = build(whole=False)
     model.train(not frozen).requires_grad_(not frozen)
-    if device == "cuda" or dist.get_world_size() > 1 or dtype != "float32":
-        precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-        for layer in layers:
-            fully_shard(layer, mp_policy=precision)
-        fully_shard(model, mp_policy=precision)
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    sharding = dict(mesh=device_mesh(device, shard), mp_policy=precision)
+    for layer in (model.lm if kind is Policy else model.trunk).base_model.layers:
+        fully_shard(layer, **sharding)
+    fully_shard(model, **sharding)
+    model.to_empty(device=device)  # only this rank's shards
+    weights = source.state_dict() if source else {}
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    values = iter(source.buffers()) if source else None  # rotary frequencies: in no state dict
+    for buffer in model.buffers():
+        if values:
+            buffer.copy_(next(values))
+        dist.broadcast(buffer, 0)
     return model
 
 

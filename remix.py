@@ -12,6 +12,8 @@ Plain PPO and GRPO, plain Mix-PPG and every ablation are flags, not other code:
     plain Mix-PPG          --kl_convex off --reincarnation_step 0 --utd_ratio 1
     without UTD            --utd_ratio 1           without KL-Convex  --kl_convex off
     without reincarnation  --reincarnation_step 0
+Other methods, for comparison: --loss (siblings.py), --replay (buffer.py), --sampler_lag k (asynchronous sampling),
+--engine_weight.
 
 [open] = the paper does not say, our choice (others stand in loss.py, buffer.py and data.py):
 - [open] T = the last mixing step: pi_base becomes the policy after T steps, before step T + 1 samples.
@@ -35,6 +37,7 @@ from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # AMX in a virtual machine: see base_model.py
 
 import numpy as np
 import torch
@@ -45,7 +48,7 @@ from tqdm import tqdm
 
 import checkpoint
 import loss
-from buffer import Buffer, Response, fresh_prompts
+from buffer import Buffer, Response, fresh_prompts, mean_reward
 from config import Config, check_config, check_out, fixed_lambda, parse_config
 from data import describe, load_problems
 from eval import decode, reflection_rate, sample, summarize
@@ -56,6 +59,7 @@ from model import (
     copy_weights,
     full_weights,
     gather,
+    gather_in_order,
     init_distributed,
     load_model,
     micro_batches,
@@ -64,6 +68,7 @@ from model import (
 from plot import plot_runs
 from reward import Grader
 from rollout import check_gap, make_engine
+from siblings import SIBLINGS, engine_weight
 
 
 def git_commit() -> str:
@@ -115,7 +120,7 @@ def frozen_pass(
         results += [(i, rows[b, : len(responses[i].tokens)].clone()) for b, i in enumerate(indices)]
     if isinstance(model, FSDPModule):
         model.reshard()  # without a backward pass the root would stay whole on every rank
-    return [row for _, row in sorted(gather(results), key=lambda pair: pair[0])]
+    return gather_in_order(results)
 
 
 def stop_if_not_finite(step: int, **terms: float) -> None:
@@ -132,13 +137,14 @@ def load_data(cfg: Config):
     """-> model path, tokenizer, training problems, evaluation problems (none without eval_data), lines that say what was
     dropped. ValueError with one sentence when the model or the data cannot be had."""
     model_path = cfg.model
-    if cfg.model == "tiny":
+    if cfg.model.split(":")[0] == "tiny":
         import base_model
 
+        settings = base_model.named(cfg.model)
         if dist.get_rank() == 0:
-            base_model.make_base_model()
+            base_model.make_base_model(settings=settings)
         dist.barrier()
-        model_path = base_model.make_base_model(quiet=True)
+        model_path = base_model.make_base_model(settings=settings, quiet=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
         transformers.AutoConfig.from_pretrained(model_path)
@@ -149,7 +155,7 @@ def load_data(cfg: Config):
         ) from error
     how = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
     names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
-    problems, counts = load_problems(cfg.data, tokenizer, split=cfg.split, **how, **names)
+    problems, counts = load_problems(cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **how, **names)
     lines, eval_problems = [f"train: {describe(counts)}"], []
     eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
     if eval_data:
@@ -174,7 +180,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens, max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens),
         dtype=cfg.dtype, gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
     )  # fmt: skip
-    how = dict(device=device, dtype=cfg.dtype, temperature=cfg.temperature)
+    how = dict(device=device, dtype=cfg.dtype, temperature=cfg.temperature, attention=cfg.attention, shard=cfg.shard)
     anchored = cfg.kl_coef > 0
     policy = load_model(Policy, model_path, checkpointing=cfg.gradient_checkpointing, **how)
     base = load_model(Policy, model_path, frozen=True, **how) if anchored else None
@@ -183,16 +189,20 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     critic = (
         load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how) if cfg.algo == "ppo" else None
     )
-    models = {
-        k: v for k, v in dict(policy=policy, critic=critic, base=base, precedent=precedent).items() if v is not None
-    }
+    # sampler_lag k: the policies of the last k steps, newest first; the last of them samples
+    lagged = [load_model(Policy, model_path, frozen=True, **how) for _ in range(cfg.sampler_lag)]
+    sampler = lagged[-1] if lagged else policy
+    models = dict(policy=policy, critic=critic, base=base, precedent=precedent)
+    models |= {f"lag{i + 1}": model for i, model in enumerate(lagged)}
+    models = {name: model for name, model in models.items() if model is not None}
     rates = dict(policy=cfg.lr, critic=cfg.critic_lr)
     optimizers = {
         name: torch.optim.AdamW(models[name].parameters(), lr=rate, weight_decay=cfg.weight_decay, fused=True)
         for name, rate in rates.items() if name in models
     }  # fmt: skip
 
-    buffer = Buffer(cfg.replay_window)
+    buffer = Buffer(cfg.replay_window, cfg.replay, rank, world)
+    sibling = SIBLINGS.get(cfg.loss)  # None: ReMix's own loss, Mix-PPG
     state = dict(step=0, position=0, rollouts=0, gradient_steps=0, seconds=0.0)
     saved = checkpoint.latest(out)
     if saved:
@@ -205,7 +215,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     grader = Grader(workers=cfg.grader_workers)
     full = cfg.kl_estimator == "exact"
     frozen_budget = 4 * cfg.tokens_per_micro_batch  # without gradients a token needs a fraction of the memory
-    n_ages = cfg.replay_window + 1
+    n_ages = cfg.replay_window + cfg.sampler_lag + 1  # the last one holds everything older, too (repo)
 
     def evaluate() -> dict:
         """Metrics of the current policy on the held-out problems, the ranks sharing them; the engine must be in sync."""
@@ -248,12 +258,17 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         passes = cfg.utd_ratio if mixing else 1
 
         # ------------------------------------------------------------ sync: the engine samples from pi_k
-        engine.sync(full_weights(policy))
+        engine.sync(full_weights(sampler))
 
         # ------------------------------------------------------------ roll out: (1 - p) P fresh prompts, or P
         n_fresh = fresh_prompts(step, cfg.prompts_per_step, ratio)
-        chosen = prompt_order(len(problems), state["position"], n_fresh, cfg.seed)
-        mine = range(engine_rank, n_fresh, engines)
+        again = []  # problems that failed before, at most a quarter
+        if cfg.replay == "buffer_matters":
+            again = [buffer.failed.popleft() for _ in range(min(n_fresh // 4, len(buffer.failed)))]
+        new_prompts = n_fresh - len(again)
+        chosen = again + prompt_order(len(problems), state["position"], new_prompts, cfg.seed)
+        longest_first = sorted(range(n_fresh), key=lambda i: (-len(problems[chosen[i]].prompt_ids), i))
+        mine = longest_first[engine_rank::engines]
         groups = engine.generate(
             [problems[chosen[i]].prompt_ids for i in mine],
             cfg.group_size,
@@ -267,45 +282,61 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         texts = [decode(tokenizer, s.tokens) for group in groups for s in group]
         golds = [problems[chosen[i]].gold for i in mine for _ in range(cfg.group_size)]
         scores = grader.score(texts, golds, cfg.format)
-        rewards = iter(scores.rewards)
+        rewards, sampled = iter(scores.rewards), max(step - cfg.sampler_lag, 1)  # whose policy sampled
         fresh_here = [
-            (i, [Response(problems[chosen[i]].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, next(rewards), step)
+            (i, [Response(problems[chosen[i]].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, next(rewards), sampled)
                  for s in group])
             for i, group in zip(mine, groups, strict=True)
         ]  # fmt: skip
-        fresh = [group for _, group in sorted(gather(fresh_here if hands_on else []), key=lambda entry: entry[0])]
+        fresh = gather_in_order(fresh_here if hands_on else [])
+        new = [r for group in fresh for r in group]
         counts = [(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)] if hands_on else []
         reflects, kills, unparsable = (sum(count) for count in zip(*gather(counts), strict=True))
-        state["position"] += n_fresh
+        state["position"] += new_prompts
         state["rollouts"] += n_fresh * cfg.group_size
         seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
 
-        # ------------------------------------------------------------ mix with replay (Mix-PPG)
-        count = cfg.prompts_per_step - n_fresh
-        replayed = buffer.draw(count, np.random.default_rng([cfg.seed, 2, step])) if count else []
-        new, old = [r for group in fresh for r in group], [r for group in replayed for r in group]
-        batch = new + old
-        engine.sleep()
-
-        # ------------------------------------------------------------ log-probs under the frozen policies, and values
+        # ------------------------------------------------------------ log-probs of the policy that sampled
         def passed(model: torch.nn.Module, responses: list[Response], full: bool = False) -> list[torch.Tensor]:
             nonlocal tokens_forward
             tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
             return frozen_pass(model, responses, frozen_budget, device, full) if responses else []
 
+        engine.sleep()
         if unchecked:  # a sync that failed is silent: compare the two on a few samples, once
             few = new[:16]
-            check_gap([r.logp_b for r in few], frozen_pass(policy, few, frozen_budget, device, False), cfg.dtype)
+            check_gap([r.logp_b for r in few], frozen_pass(sampler, few, frozen_budget, device, False), cfg.dtype)
             unchecked = False
         if cfg.behaviour_logp == "trainer":
-            logps = passed(policy, new)
+            logps = passed(sampler, new)
             engine_gap = (torch.cat(logps) - torch.cat([r.logp_b for r in new])).abs().mean().item()
             for r, logp in zip(new, logps, strict=True):
+                if cfg.engine_weight != "off":
+                    r.engine_weight = engine_weight(logp, r.logp_b, cfg.engine_weight)
                 r.logp_b = logp
-        for r in new:
-            r.logp_k = r.logp_b  # fresh data was sampled by pi_k: c = 1, no pass
+
+        # ------------------------------------------------------------ mix with replay (Mix-PPG)
+        if cfg.replay == "buffer_matters":
+            buffer.failed.extend(chosen[i] for i, group in enumerate(fresh) if mean_reward(group) == 0)
+            fresh = [group for group in fresh if 0 < mean_reward(group) < 1] or fresh
+        count = cfg.prompts_per_step - n_fresh
+        replayed = []
+        if count:
+            facts = dict(prompts=[group[0].prompt for group in fresh])
+            if cfg.replay == "on_policyness":
+                stored = gather_in_order(buffer.stored())
+                logps = iter(passed(policy, [r for group in stored for r in group]))
+                facts["likelihood"] = [float(np.mean([next(logps).mean().exp() for _ in group])) for group in stored]
+            replayed = gather_in_order(buffer.draw(count, np.random.default_rng([cfg.seed, 2, step]), **facts))
+        batch = [r for group in fresh + replayed for r in group]
+
+        # ------------------------------------------------------------ log-probs under the frozen policies, and values
+        old = [r for group in replayed for r in group] if not lagged else batch
         for r, logp in zip(old, passed(policy, old), strict=True):
             r.logp_k = logp
+        if not lagged:
+            for r in new:
+                r.logp_k = r.logp_b  # fresh data was sampled by pi_k: c = 1, no pass
         if anchored:
             missing = [r for r in batch if r.logp_base is None]  # replayed responses have it from their first step
             for r, logp in zip(missing, passed(base, missing, full), strict=True):
@@ -321,6 +352,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 r.logp_prev = logp
         if precedent is not None:
             copy_weights(precedent, policy)  # pi_k, which is pi_{k-1} of the next step
+        for i in reversed(range(len(lagged))):
+            copy_weights(lagged[i], lagged[i - 1] if i else policy)
         if critic is not None:  # values of all data, replayed too, with the current critic
             for r, values in zip(batch, passed(critic, batch), strict=True):
                 r.values = values
@@ -328,7 +361,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
         # ------------------------------------------------------------ advantages A^{pi_k}
         if cfg.algo == "grpo":
-            advantages = loss.group_advantages(torch.tensor([r.reward for r in batch]), cfg.group_size)
+            how_good = sibling.advantage if sibling and sibling.advantage else loss.group_advantages
+            advantages = how_good(torch.tensor([r.reward for r in batch]), cfg.group_size)
             for r, advantage in zip(batch, advantages, strict=True):
                 r.advantages = advantage.expand(len(r.tokens))
         else:
@@ -346,11 +380,13 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 r.advantages, r.returns = advantages[b, : len(r.tokens)], returns[b, : len(r.tokens)]
         clip_eps = cfg.clip_eps
         if cfg.geppo_clip:
-            ages = np.bincount([step - r.step for r in batch], minlength=n_ages) / len(batch)
+            ages = np.bincount([step - r.step for r in batch]) / len(batch)
             clip_eps = loss.geppo_clip_eps(clip_eps, ages.tolist())
 
         # ------------------------------------------------------------ update: m passes of mini-batches (UTD ratio m)
-        totals, grad_norms = torch.zeros(5 + 6 * n_ages, dtype=torch.float64), []
+        # sums over tokens: 4 terms, how many; then by age, then by quarter of the replayed responses
+        totals, by_age, by_quarter = (torch.zeros(n, dtype=torch.float64) for n in (5, (n_ages, 6), (4, 2)))
+        grad_norms = []
         for number in range(passes):
             for mini in mini_batches(
                 fresh, replayed, cfg.mini_batch, np.random.default_rng([cfg.seed, 3, step, number])
@@ -359,7 +395,14 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 lengths = [len(r.prompt) + len(r.tokens) for r in responses]
                 n_tokens = sum(len(r.tokens) for r in responses)  # global: every rank, every micro-batch
                 tokens_backward += sum(lengths)
-                sums = torch.zeros_like(totals, device=device)
+                whole = {}  # what a sibling wants to know of the whole mini-batch
+                if sibling and sibling.whole:
+                    now, then, A = (
+                        torch.cat(passed(policy, responses)),
+                        *(torch.cat([getattr(r, name) for r in responses]) for name in ("logp_b", "advantages")),
+                    )
+                    whole = sibling.whole(now, then, A)
+                sums, ages, quarters = (torch.zeros_like(x, device=device) for x in (totals, by_age, by_quarter))
                 gap = torch.zeros(1, dtype=torch.float64, device=device)
                 for indices in micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]:
                     part = [responses[i] for i in indices or [0]]
@@ -375,38 +418,52 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     if full:
                         logp = logp.gather(-1, tensors["labels"][..., None]).squeeze(-1)
 
-                    pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
-                    terms = [pg, torch.zeros_like(pg), H, torch.zeros_like(pg)]
-                    total = pg - cfg.entropy_coef * H
+                    if sibling is None:
+                        pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
+                    else:
+                        tensors_of = dict(logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask)
+                        pg = sibling.loss(**tensors_of, clip_eps=clip_eps, **whole)
+                    if cfg.engine_weight != "off":
+                        pg = pg * pad([r.engine_weight for r in part], device)
+                    if sibling is None or sibling.per == "token":
+                        policy_loss = loss.token_mean(pg, mask, n_tokens)
+                    elif sibling.per == "response":
+                        policy_loss = pg.sum() / len(responses)
+                    else:
+                        policy_loss = loss.token_mean(pg, mask, len(responses) * cfg.max_tokens)
+                    constraint = torch.zeros_like(H)
                     if anchored:
                         logp_base = pad([r.logp_base for r in part], device)
                         logp_prev = pad([r.logp_prev for r in part], device) if lam < 1 else None
-                        terms[1] = loss.kl_convex(logp_full, logp_base, logp_prev, lam, cfg.kl_estimator)
-                        total = total + cfg.kl_coef * terms[1]
+                        constraint = loss.kl_convex(logp_full, logp_base, logp_prev, lam, cfg.kl_estimator)
+                    total = policy_loss + loss.token_mean(
+                        cfg.kl_coef * constraint - cfg.entropy_coef * H, mask, n_tokens
+                    )
                     # FSDP averages gradients over the ranks, the loss is a sum over them: hence * world
-                    (loss.token_mean(total, mask, n_tokens) * world).backward()
+                    (total * world).backward()
+                    vf = torch.zeros_like(H)
                     if critic is not None:
                         old_values, returns = (
                             pad([r.values for r in part], device),
                             pad([r.returns for r in part], device),
                         )
                         del tensors["labels"]
-                        terms[3] = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
-                        (loss.token_mean(terms[3], mask, n_tokens) * world).backward()
+                        vf = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
+                        (loss.token_mean(vf, mask, n_tokens) * world).backward()
 
                     with torch.no_grad():
-                        sums[:4] += torch.stack([(x.double() * mask).sum() for x in terms])
-                        sums[4] += mask.sum()
-                        age = torch.tensor([step - r.step for r in part], device=device)[:, None]  # (B, 1)
-                        for i in range(n_ages):
-                            at = slice(5 + 6 * i, 11 + 6 * i)
-                            sums[at] += loss.ratio_sums(logp, logp_k, logp_b, A, mask * (age == i), clip_eps)
-                        gap += ((logp - logp_b).abs() * mask * (age == 0)).sum()
+                        terms = [(x.double() * mask).sum() for x in (constraint, H, vf, torch.ones_like(mask))]
+                        sums += torch.stack([policy_loss.double() * n_tokens, *terms])
+                        age = torch.tensor([min(step - r.step, n_ages - 1) for r in part], device=device)  # (B,)
+                        ages.index_add_(0, age, loss.ratio_sums(logp, logp_k, logp_b, A, mask, clip_eps))
+                        if replayed:
+                            quarters += loss.ratio_by_quarter(logp, logp_b, mask * (age > 0)[:, None])
+                        gap += ((logp - logp_b).abs() * mask * (age == 0)[:, None]).sum()
                 if world > 1:
-                    dist.all_reduce(sums)
-                    dist.all_reduce(gap)
+                    for x in (sums, ages, quarters, gap):
+                        dist.all_reduce(x)
                 if not grad_norms and cfg.behaviour_logp == "engine":  # nothing updated yet: the two differ by rounding
-                    engine_gap = gap.item() / max(sums[5].item(), 1)
+                    engine_gap = gap.item() / ages[0, 0].item() if ages[0, 0] else math.nan
                 names = ("policy_loss", "kl", "entropy", "value_loss")
                 stop_if_not_finite(step, **dict(zip(names, sums[:4].tolist(), strict=True)))
                 norms = {}
@@ -417,14 +474,14 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 for optimizer in optimizers.values():
                     optimizer.step()
                     optimizer.zero_grad()
-                totals += sums.cpu()
+                totals, by_age, by_quarter = totals + sums.cpu(), by_age + ages.cpu(), by_quarter + quarters.cpu()
                 grad_norms.append(norms)
         state["gradient_steps"] += len(grad_norms)
         seconds["update"] = time.perf_counter() - started - sum(seconds.values())
 
         # ------------------------------------------------------------ push to the buffer
         if mixing and cfg.off_policy_ratio > 0:
-            buffer.push(fresh)
+            buffer.push(fresh, step)
         state["step"] = step
         state["seconds"] += time.perf_counter() - started
 
@@ -437,15 +494,16 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             reflection_rate=reflects / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
             grader_kills=kills, grader_unparsable=unparsable,
-            off_policy_ratio=len(old) / len(batch), kl_convex_lambda=lam, clip_eps=clip_eps,
+            off_policy_ratio=len(replayed) / (len(fresh) + len(replayed)), kl_convex_lambda=lam, clip_eps=clip_eps,
             policy_loss=totals[0].item() / n, kl=totals[1].item() / n, entropy=totals[2].item() / n,
             value_loss=totals[3].item() / n, grad_norm=float(np.mean([norms["policy"] for norms in grad_norms])),
             engine_gap=engine_gap, tokens_forward=tokens_forward, tokens_backward=tokens_backward,
         )  # fmt: skip
-        for i in range(n_ages):
-            sums = totals[5 + 6 * i : 11 + 6 * i]
+        for i, sums in enumerate(by_age):
             if sums[0] > 0:
                 row |= {f"{name}/age{i}": value for name, value in loss.ratio_diagnostics(sums).items()}
+        if replayed:
+            row |= {f"ratio_mean/quarter{i + 1}": (r / n_).item() for i, (n_, r) in enumerate(by_quarter) if n_ > 0}
         row |= {f"seconds_{name}": value for name, value in seconds.items()}
 
         # ------------------------------------------------------------ evaluate
@@ -465,7 +523,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
         # ------------------------------------------------------------ save
         if last or step % cfg.save_every == 0:
-            checkpoint.save(out, step, models, optimizers, state | dict(buffer=buffer.state_dict()))
+            stored = gather_in_order(buffer.stored())
+            checkpoint.save(out, step, models, optimizers, state | dict(buffer=buffer.state_dict(stored)))
 
     progress.close()
     checkpoint.export(policy, tokenizer, out / "model")

@@ -27,47 +27,110 @@ def test_fresh_prompts_carries_the_remainder():
     assert sum(fresh_prompts(t, 10, 0.1) for t in range(1, 11)) == 90  # 0.1 is no binary fraction
 
 
+def drawn(buffer, count, seed=0, **facts):
+    return [group for _, group in buffer.draw(count, np.random.default_rng(seed), **facts)]
+
+
 def test_fifo_of_whole_steps():
     buffer = Buffer(2)
     for step in range(1, 5):
-        buffer.push([group(step), group(step)])
-    drawn = buffer.draw(99, np.random.default_rng(0))
-    assert len(drawn) == len(buffer) == 4 and {g[0].step for g in drawn} == {3, 4}  # N = 2: ages 1 and 2 in step 5
-    assert all(len(g) == 2 for g in drawn)
+        buffer.push([group(step), group(step)], step)
+    groups = drawn(buffer, 99)
+    assert len(groups) == len(buffer) == 4 and {g[0].step for g in groups} == {3, 4}  # N = 2: ages 1 and 2 in step 5
+    assert all(len(g) == 2 for g in groups)
 
 
 def test_draw_is_uniform_without_replacement_and_seeded():
     buffer = Buffer(2)
     for step in (1, 2):
-        buffer.push([group(step, name=10 * step + i) for i in range(5)])
+        buffer.push([group(step, name=10 * step + i) for i in range(5)], step)
     counts = np.zeros(30)
     for seed in range(2000):
-        names = [g[0].prompt[0] for g in buffer.draw(4, np.random.default_rng(seed))]
+        names = [g[0].prompt[0] for g in drawn(buffer, 4, seed)]
         assert len(set(names)) == 4
         counts[names] += 1
     expected = 2000 * 4 / 10
     assert np.abs(counts[counts > 0] - expected).max() < 5 * np.sqrt(expected * 0.6)  # 5 sigma
     assert (counts > 0).sum() == 10
-    first, again = (buffer.draw(4, np.random.default_rng(7)) for _ in range(2))
-    assert [id(g) for g in first] == [id(g) for g in again]
+    assert [id(g) for g in drawn(buffer, 4, 7)] == [id(g) for g in drawn(buffer, 4, 7)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_shares_of_all_ranks_make_one_buffer(tmp_path, ranks):
+    """Every group lies on one rank only, the ranks draw the same groups in the same order, and a saved state can be
+    taken up by another number of ranks."""
+    groups = {step: [group(step, name=10 * step + i) for i in range(5)] for step in (1, 2, 3)}
+    whole, shares = Buffer(2), [Buffer(2, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in groups:
+        for buffer in (whole, *shares):
+            buffer.push(groups[step], step)
+    held = [sum(entry.group is not None for entry in share.entries) for share in shares]
+    assert sum(held) == 10 and max(held) - min(held) <= 2
+    rng = np.random.default_rng
+    parts = sorted(pair for share in shares for pair in share.draw(6, rng(3)))
+    assert [place for place, _ in parts] == list(range(6)) and [g for _, g in parts] == drawn(whole, 6, 3)
+
+    stored = [g for _, g in sorted((pair for share in shares for pair in share.stored()), key=lambda pair: pair[0])]
+    torch.save(shares[-1].state_dict(stored), tmp_path / "b.pt")
+    others = [Buffer(2, rank=rank, ranks=4) for rank in range(4)]
+    for other in others:
+        other.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True))
+    again = sorted((pair for other in others for pair in other.draw(6, rng(3))), key=lambda pair: pair[0])
+    assert [g[0].prompt for _, g in again] == [g[0].prompt for g in drawn(whole, 6, 3)]
 
 
 def test_state_dict_round_trip_through_a_file(tmp_path):
     buffer = Buffer(2)
     for step in (1, 2, 3):
-        buffer.push([group(step, name=step)])
-    buffer.batches[0][0][0].logp_base = torch.tensor([0.5, 0.25])
-    torch.save(buffer.state_dict(), tmp_path / "b.pt")
+        buffer.push([group(step, name=step)], step)
+    buffer.failed.append(17)
+    buffer.entries[0].group[0].logp_base = torch.tensor([0.5, 0.25])
+    torch.save(buffer.state_dict([g for _, g in buffer.stored()]), tmp_path / "b.pt")
     other = Buffer(2)
     other.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True))
-    assert [g[0].step for b in other.batches for g in b] == [2, 3] and other.batches.maxlen == 2
-    assert other.batches[0][0][0].logp_base.tolist() == [0.5, 0.25]
-    assert other.state_dict()[1][0][1]["reward"] == 1.0
+    assert [entry.step for entry in other.entries] == [2, 3] and list(other.failed) == [17]
+    assert other.entries[0].group[0].logp_base.tolist() == [0.5, 0.25]
+    assert other.entries[1].reward == 0.5 and other.entries[1].group[1].reward == 1.0
 
 
 def test_push_drops_what_is_valid_within_a_step_only():
     buffer, response = Buffer(1), group(1)[0]
     response.logp_k = response.values = torch.zeros(2)
     response.logp_base = torch.ones(2)
-    buffer.push([[response]])
+    buffer.push([[response]], 1)
     assert response.logp_k is None and response.values is None and response.logp_base is not None
+
+
+# ------------------------------------------------------------------------------------------------ other ways to replay
+
+
+def test_repo_keeps_the_last_groups_of_each_prompt_and_draws_those_of_the_fresh_ones():
+    buffer = Buffer(2, "repo")
+    for step, names in enumerate([[1, 2], [1, 3], [1, 4]], 1):
+        buffer.push([group(step, name=name) for name in names], step)
+    assert sorted((e.prompt[0], e.step) for e in buffer.entries) == [(1, 2), (1, 3), (2, 1), (3, 2), (4, 3)]
+    groups = drawn(buffer, 3, prompts=[[1], [2], [9]])
+    assert [(g[0].prompt[0], g[0].step) for g in groups] == [(1, 3), (1, 2), (2, 1)]  # newest first
+    assert len(drawn(buffer, 1, prompts=[[1]])) == 1 and drawn(buffer, 3, prompts=[[9]]) == []
+
+
+def test_buffer_matters_replays_recent_middling_groups():
+    def rated(step, reward):
+        return [Response([step], [1], torch.zeros(1), True, float(i < 4 * reward), step) for i in range(4)]
+
+    buffer = Buffer(3, "buffer_matters")
+    for step in (1, 2, 3, 4):
+        buffer.push([rated(step, 0.0), rated(step, 0.5), rated(step, 1.0)], step)
+    assert [g[0].step for g in drawn(buffer, 9)] == [4, 3, 2]
+    assert [g[0].step for g in drawn(buffer, 2)] == [4, 3]
+
+
+def test_on_policyness_draws_in_proportion_to_the_likelihood():
+    buffer = Buffer(1, "on_policyness")
+    buffer.push([group(1, name=i) for i in range(3)], 1)
+    counts = np.zeros(3)
+    for seed in range(3000):
+        counts[drawn(buffer, 1, seed, likelihood=[0.2, 0.3, 0.5])[0][0].prompt[0]] += 1
+    np.testing.assert_allclose(counts / 3000, [0.2, 0.3, 0.5], atol=5 * (0.25 / 3000) ** 0.5)
+    assert len(drawn(buffer, 9, likelihood=[0.2, 0.3, 0.5])) == 3
+    assert drawn(Buffer(1, "on_policyness"), 2, likelihood=[]) == []

