@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import loss
 from data import get_prompt
 from siblings import SIBLINGS
 
@@ -51,7 +52,7 @@ class Config:
     off_policy_ratio: float = flag(0.4, "p, share of replayed prompts in a batch, in [0, 1); 0 = on-policy (paper, Mix-PPG and UTD)")
     replay_window: int = flag(2, "N, steps whose responses can be replayed (paper, Mix-PPG and UTD)")
     utd_ratio: int = flag(2, "m, passes of updates over a step's batch, 1 after reincarnation (paper, Mix-PPG and UTD)")
-    kl_convex: str = flag("schedule", "weight lambda of KL(pi_base), 1 - lambda on KL(pi_{k-1}): 'schedule' (paper, KL-Convex), 'off' = 1, or a fixed number in [0, 1]")
+    kl_convex: str = flag("schedule", "weight lambda of KL(pi_base), 1 - lambda on KL(pi_{k-1}): 'schedule' (paper, KL-Convex), 'schedule:START,EVERY' for shorter runs [steps], 'off' = 1, or a fixed number in [0, 1]")
     precedent: str = flag("previous", "pi_{k-1}: 'previous' = weights at the start of the previous step, 'current' = pi_k", choices=("previous", "current"))
     reincarnation_step: int = flag(50, "T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (paper, policy reincarnation: 50 or 100, 50 for grpo)")
 
@@ -131,9 +132,13 @@ def parse_config(argv: list[str] | None = None) -> Config:
     return cfg
 
 
-def fixed_lambda(cfg: Config) -> float | None:
-    """--kl_convex as a number; None for the schedule. ValueError if it is neither."""
-    return None if cfg.kl_convex == "schedule" else 1.0 if cfg.kl_convex == "off" else float(cfg.kl_convex)
+def kl_convex_weight(cfg: Config, step: int) -> float:
+    """lambda of a step, from --kl_convex. ValueError if that is neither a schedule nor a number."""
+    name, _, numbers = cfg.kl_convex.partition(":")
+    if name == "schedule":
+        start, every = map(int, (numbers or "50,10").split(","))
+        return loss.kl_convex_lambda(step, start, every)
+    return 1.0 if cfg.kl_convex == "off" else float(cfg.kl_convex)
 
 
 def check_config(cfg: Config) -> None:
@@ -182,17 +187,17 @@ def check_config(cfg: Config) -> None:
     need(
         cfg.tensor_parallel == 1 or cfg.engine != "hf",
         "tensor_parallel",
-        "is for vLLM; transformers' generate cannot split",
+        "is for vLLM; --engine hf cannot split a model",
     )
     need(cfg.top_p == 1, "top_p", "training must sample from the full distribution, or every importance ratio is wrong; "
          "use 1 (--eval_top_p is the one for evaluation)")  # fmt: skip
     need(0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]")
     need(0 < cfg.gpu_memory < 1, "gpu_memory", "is a share, between 0 and 1")
     try:
-        ok = fixed_lambda(cfg) is None or 0 <= fixed_lambda(cfg) <= 1
-    except ValueError:
+        ok = 0 <= kl_convex_weight(cfg, 1) <= 1
+    except (ValueError, ZeroDivisionError):
         ok = False
-    need(ok, "kl_convex", "must be schedule, off or a number in [0, 1]")
+    need(ok, "kl_convex", "must be schedule, schedule:START,EVERY, off or a number in [0, 1]")
 
 
 def check_out(cfg: Config) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import loss
@@ -47,7 +46,82 @@ def gather_in_order(items: list[tuple]) -> list:
     return [item for _, item in sorted(gather(items), key=lambda pair: pair[0])]
 
 
-LOGITS_PER_CHUNK = 2**25  # 128 MiB in float32: 220 rows at Qwen's vocabulary of 151,936
+LOGITS_PER_CHUNK = 2**27  # held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB in float32
+LOGITS_PER_PART = 2**18  # in float32 math at a time: 1 MiB, so its temporaries stay in the cache
+
+
+class LogpEntropy(torch.autograd.Function):
+    """Log-prob of the label and entropy (N,) of softmax(logits / temperature), logits = rows weight^T + bias.
+
+    rows (N, H), weight (V, H), bias (V,) or None, labels (N,). The logits (N, V) never exist as a whole: one buffer holds
+    those of a chunk of rows, as the head's dtype has them, and float32 math goes through it in small parts. The backward
+    pass computes the logits again (the last chunk's are still there) and turns them in place into the gradient
+        d logp / d logits = onehot(label) - p,     d H / d logits = -p (log p + H),     both / temperature.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float):
+        chunk = min(max(1, LOGITS_PER_CHUNK // len(weight)), max(1, len(rows)))
+        part = max(1, LOGITS_PER_PART // len(weight))
+        buffer = rows.new_empty(chunk, len(weight))
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        logp, H = rows.new_empty(2, len(rows), dtype=exact)
+        for start in range(0, len(rows), chunk):
+            at = slice(start, start + chunk)
+            logits = head_logits(rows[at], weight, bias, buffer)
+            for z, y, logp_y, h in zip(*(t.split(part) for t in (logits, labels[at], logp[at], H[at])), strict=True):
+                log_p = torch.log_softmax(z.to(exact) / temperature, dim=-1)
+                logp_y.copy_(log_p.gather(-1, y[:, None]).squeeze(-1))
+                h.copy_(-(torch.exp(log_p) * log_p).sum(-1))
+        ctx.save_for_backward(rows, weight, bias, labels, H)
+        ctx.chunk, ctx.part, ctx.temperature, ctx.buffer = chunk, part, temperature, buffer
+        return logp, H
+
+    @staticmethod
+    def backward(ctx, d_logp: Tensor, d_H: Tensor):
+        rows, weight, bias, labels, H = ctx.saved_tensors
+        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        buffer, ctx.buffer = ctx.buffer, None  # a second backward pass must not take it for logits
+        starts = range(0, len(rows), ctx.chunk)
+        for start in reversed(starts):
+            at = slice(start, start + ctx.chunk)
+            if buffer is not None and start == starts[-1]:
+                logits = buffer[: len(rows) - start]
+            else:
+                buffer = rows.new_empty(ctx.chunk, len(weight)) if buffer is None else buffer
+                logits = head_logits(rows[at], weight, bias, buffer)
+            by_row = (labels[at, None], H[at, None], d_logp[at, None], d_H[at, None])
+            for z, y, h, dl, dh in zip(*(t.split(ctx.part) for t in (logits, *by_row)), strict=True):
+                log_p = torch.log_softmax(z.to(H.dtype) / ctx.temperature, dim=-1)
+                d = -torch.exp(log_p) * (dl + dh * (log_p + h))
+                z.copy_(d.scatter_add_(-1, y, dl).div_(ctx.temperature))
+            torch.mm(logits, weight, out=d_rows[at])
+            d_weight.addmm_(logits.T, rows[at])
+            if bias is not None:
+                d_bias += logits.sum(0)
+        return d_rows, d_weight, d_bias, None, None
+
+
+def head_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    """(n, H) -> (n, V), written into the top of the buffer."""
+    out = buffer[: len(rows)]
+    return torch.mm(rows, weight.T, out=out) if bias is None else torch.addmm(bias, rows, weight.T, out=out)
+
+
+def hidden_states(trunk: nn.Module, ids: Tensor, index: Tensor) -> Tensor:
+    """Last hidden states (B, L, H) of right-padded ids (B, L), whose last real token stands at index.max() + 1 of its row.
+    With flash attention the rows run end to end as one, told apart by their positions: no padding is computed."""
+    if trunk.config._attn_implementation != "flash_attention_2":
+        return trunk(input_ids=ids, use_cache=False).last_hidden_state
+    return packed_states(trunk, ids, index)
+
+
+def packed_states(trunk: nn.Module, ids: Tensor, index: Tensor) -> Tensor:
+    place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    real = place <= index.max(1, keepdim=True).values + 1
+    packed = trunk(input_ids=ids[real][None], position_ids=place[real][None], use_cache=False).last_hidden_state[0]
+    return packed.new_zeros(*ids.shape, packed.shape[-1]).index_put(real.nonzero(as_tuple=True), packed)
 
 
 class Policy(nn.Module):
@@ -62,24 +136,17 @@ class Policy(nn.Module):
         labels, mask (B, T) -> logp, entropy, both (B, T) float32 nats, 0 where mask is 0.
         full: the log-softmax over the vocabulary (B, T, V) in place of logp, for the exact KL of small models.
         """
-        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        hidden = hidden_states(self.lm.base_model, ids, index)  # (B, L, H)
         where = mask.nonzero(as_tuple=True)
         rows = hidden[where[0], index[where]]  # (N, H): only the N response tokens pass through the head
         head = self.lm.get_output_embeddings()
-        # A chunk of rows at a time, logits recomputed in the backward pass: (N, V) never exists as a whole
-        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
-        parts = [
-            checkpoint(self.chunk, head, r, target, full, use_reentrant=False)
-            for r, target in zip(rows.split(size), labels[where].split(size), strict=True)
-        ]
-        logp, ent = (torch.cat(part) for part in zip(*parts, strict=True))
+        if full:
+            logits = head(rows).float() / self.temperature
+            logp, H = torch.log_softmax(logits, dim=-1), loss.entropy(logits)
+        else:
+            logp, H = LogpEntropy.apply(rows, head.weight, head.bias, labels[where], self.temperature)
         zeros = logp.new_zeros(*mask.shape, *logp.shape[1:])
-        return zeros.index_put(where, logp), ent.new_zeros(mask.shape).index_put(where, ent)
-
-    def chunk(self, head: nn.Module, rows: Tensor, labels: Tensor, full: bool):
-        logits = head(rows).float() / self.temperature  # (n, V)
-        logp = torch.log_softmax(logits, dim=-1)
-        return logp if full else logp.gather(-1, labels[:, None]).squeeze(-1), loss.entropy(logits)
+        return zeros.index_put(where, logp), H.new_zeros(mask.shape).index_put(where, H)
 
 
 class Critic(nn.Module):
@@ -94,7 +161,7 @@ class Critic(nn.Module):
 
     def forward(self, ids: Tensor, index: Tensor, mask: Tensor) -> Tensor:
         """-> values (B, T) float32, 0 where mask is 0; arguments as in Policy.forward."""
-        hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        hidden = hidden_states(self.trunk, ids, index)  # (B, L, H)
         hidden = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.head(hidden).squeeze(-1).float() * mask
 

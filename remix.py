@@ -49,7 +49,7 @@ from tqdm import tqdm
 import checkpoint
 import loss
 from buffer import Buffer, Response, fresh_prompts, mean_reward
-from config import Config, check_config, check_out, fixed_lambda, parse_config
+from config import Config, check_config, check_out, kl_convex_weight, parse_config
 from data import describe, load_problems
 from eval import decode, reflection_rate, sample, summarize
 from model import (
@@ -226,7 +226,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(row: dict) -> None:
-        row = {k: v for k, v in row.items() if v == v}  # JSON has no nan: what is undefined is left out
+        # JSON has no nan: what is undefined is left out. 8 digits are more than float32 has
+        row = {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v}
         if main_rank:
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -341,8 +342,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             missing = [r for r in batch if r.logp_base is None]  # replayed responses have it from their first step
             for r, logp in zip(missing, passed(base, missing, full), strict=True):
                 r.logp_base = logp
-        fixed = fixed_lambda(cfg)
-        lam = loss.kl_convex_lambda(step) if fixed is None else fixed
+        lam = kl_convex_weight(cfg, step)
         if anchored and lam < 1:  # while lambda = 1 nothing of pi_{k-1} is needed
             if precedent is not None:
                 logps = passed(precedent, batch, full)

@@ -27,7 +27,7 @@ out=${out:-out/$recipe-$algo-seed$seed}
 if [ "$recipe" = tiny ]; then
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more threads are slower at this size
   flags=(--model tiny --data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 128
-    --lr 1e-5 --critic_lr 1e-3 --steps 80 --reincarnation_step 30 --eval_every 4)
+    --tokens_per_micro_batch 2048 --lr 1e-5 --critic_lr 1e-3 --steps 80 --reincarnation_step 30 --eval_every 4)
   case $algo in # 128 responses a step either way
     grpo) flags+=(--prompts_per_step 16 --group_size 8 --mini_batch 4) ;;
     *) flags+=(--prompts_per_step 128 --mini_batch 32) ;;

@@ -133,7 +133,7 @@ def main() -> None:
 
     rollouts = options.prompts * options.group_size
     per_update = rollouts // options.updates
-    micro = options.micro or per_update
+    micro = min(options.micro or per_update, per_update)
     with Grader() as grader:
 
         def reward(completions, gold, **kw) -> list[float]:

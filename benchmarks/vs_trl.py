@@ -39,14 +39,17 @@ REMIX = "--reincarnation_step 30"  # train.sh's embedded recipe; p, N, m are the
 LRS, UPDATES, SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), (1, 4), (1, 2, 3)
 PHASES = ("rollout", "reward", "frozen", "update")
 
-VOCABULARY, MEAN_TOKENS = 16384, 150  # of the uneven setting
-LENGTHS = (16, 24, 40, 64, 96, 160, 288, 512)  # tokens of a canned group's responses
+VOCABULARY, MEAN_TOKENS = 16384, 75  # of the uneven setting
+LENGTHS = (12, 16, 24, 32, 48, 80, 144, 256)  # tokens of a canned group's responses
 
 SHAPES = {  # prompts, responses a prompt, most tokens, responses of one of TRL's forward passes, beta, lr, steps, warm-up
-    "embedded": dict(prompts=16, group=8, tokens=128, micro=0, beta=0.0, lr="1e-4", steps=30, warmup=5),
-    "uneven": dict(prompts=2, group=8, tokens=512, micro=4, beta=0.001, lr="1e-6", steps=4, warmup=1),
+    "embedded": dict(prompts=16, group=8, tokens=128, micro=32, beta=0.0, lr="1e-4", steps=30, warmup=5),
+    "uneven": dict(prompts=2, group=8, tokens=256, micro=4, beta=0.001, lr="1e-6", steps=3, warmup=1),
 }
-MICRO_TOKENS = {"embedded": 16384, "uneven": 2176}  # ours: as many as TRL's micro-batch holds, padding included
+MICRO_TOKENS = {
+    "embedded": 2048,
+    "uneven": 2176,
+}  # padded tokens of ours. embedded: each side near its fastest; uneven: alike
 
 
 # ---- TRL's environment -------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def make_uneven_model() -> Path:
 
     from base_model import make_tokenizer
 
-    folder = WORK / "uneven-model"
+    folder = WORK / f"uneven-model-{MEAN_TOKENS}"
     if (folder / "done").exists():
         return folder
     tokenizer = make_tokenizer()
@@ -122,7 +125,7 @@ def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
     from base_model import embedded_problems
     from data import load_problems
 
-    data, canned = WORK / f"problems-{prompts}.jsonl", WORK / f"canned-{prompts}.jsonl"
+    data, canned = WORK / f"problems-{prompts}.jsonl", WORK / f"canned-{prompts}-{max(LENGTHS)}.jsonl"
     if canned.exists():
         return data, canned
     data.write_text("".join(json.dumps(row) + "\n" for row in embedded_problems("train")[:prompts]))
@@ -406,7 +409,7 @@ def main() -> None:
         return run_ours_canned(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", default="embedded,uneven")
-    parser.add_argument("--steps", type=int, default=0, help="steps of a run, warm-up included (30 embedded, 4 uneven)")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a run, warm-up included (30 embedded, 3 uneven)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
     parser.add_argument("--engines", default="hf,vllm", help="our samplers, each a row of its own")
     parser.add_argument(

@@ -1,11 +1,17 @@
-# Sourced by the scripts beside it: run_jobs FOLDER JOB... runs each "NAME FLAGS..." through train.sh, JOBS at a time.
-# A job whose log says that it is done is skipped; one that was killed goes on. Small and raw is what stays:
-# FOLDER/NAME/{config.json,metrics.jsonl} and FOLDER/logs/NAME.txt.
+#!/usr/bin/env bash
+# What the experiments share. Each is one script: it skips the runs that are there, goes on where it was killed, and leaves
+# FOLDER/NAME/{config.json,metrics.jsonl} and FOLDER/logs/NAME.txt. One run again: the line after the $ in its log.
+# JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds. `python runs/report.py` makes every table and figure of them.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash install.sh
-.venv/bin/python base_model.py > /dev/null # once, not by every run
 
+# The embedded task where a check repeats the first pass and mends nothing (mending=0): reflection only costs length, and
+# the slips themselves have to be unlearnt. 24 steps, reincarnation after 12, lambda's schedule shortened to match.
+study="--model tiny:mending=0 --engine hf --steps 24 --reincarnation_step 12 --kl_convex schedule:4,2 --eval_every 4 --eval_n 2"
 plain="--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0" # PPO or GRPO
+.venv/bin/python -c "import base_model as b; b.make_base_model(settings=b.named('tiny:mending=0'))" # once, not by every run
+
+lr() { .venv/bin/python runs/best_lr.py "$1"; } # the learning rate that runs/tune.sh found for a method
 
 one_job() {
   folder=$1 name=$2
@@ -14,13 +20,13 @@ one_job() {
   log="$folder/logs/$name.txt"
   grep -q "^done: " "$log" 2> /dev/null && exit 0
   echo "\$ bash train.sh tiny $* --out $folder/$name" >> "$log"
-  bash train.sh tiny "$@" --out "$folder/$name" >> "$log" 2>&1
+  bash train.sh tiny "$@" --out "$folder/$name" >> "$log" 2>&1 || { echo "$name FAILED: see $log"; exit 0; }
   rm -rf "$folder/$name/checkpoints" "$folder/$name/model" "$folder/$name/curve.png"
   echo "$name: $(grep 'pass@1' "$log" | tail -n 1)"
 }
 export -f one_job
 
-run_jobs() {
+run_jobs() { # FOLDER "NAME FLAGS" ...
   local folder=$1
   shift
   printf '%s\n' "$@" | xargs -P "${JOBS:-1}" -I{} bash -c "set -euo pipefail; one_job $folder {}"

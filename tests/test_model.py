@@ -45,6 +45,63 @@ def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperatur
         assert (logp[b, n:] == 0).all() and (entropy[b, n:] == 0).all()
 
 
+def test_packed_rows_do_not_see_each_other(base, group):
+    """The padding-free way of flash attention, run through SDPA, which a CPU has: equal to the padded one."""
+    trunk, batch = policy_of(base).lm.base_model, collate(RESPONSES, "cpu")
+    padded = trunk(input_ids=batch["ids"], use_cache=False).last_hidden_state
+    packed = model.packed_states(trunk, batch["ids"], batch["index"])
+    for b, r in enumerate(RESPONSES):
+        n = len(r.prompt) + len(r.tokens)
+        torch.testing.assert_close(packed[b, :n], padded[b, :n], atol=2e-5, rtol=1e-5)
+        assert (packed[b, n:] == 0).all()
+
+
+def whole_logits(rows, weight, bias, labels, temperature):
+    log_p = torch.log_softmax((rows @ weight.T + (0 if bias is None else bias)) / temperature, dim=-1)
+    return log_p.gather(-1, labels[:, None]).squeeze(-1), -(torch.exp(log_p) * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk, part", [(2**25, 2**20), (2**25, 100), (7 * 50, 3 * 50), (1, 1)])
+def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_bias):
+    """Value and gradient, for one chunk and several (the last one shorter), to 1e-6 of the whole logits."""
+    monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(model, "LOGITS_PER_PART", part)
+    draw = torch.Generator().manual_seed(0)
+    N, H, V = 24, 16, 50
+    rows, weight, bias = (torch.randn(*s, generator=draw).div_(2).requires_grad_() for s in ((N, H), (V, H), (V,)))
+    labels, (a, b) = torch.randint(V, (N,), generator=draw), torch.randn(2, N, generator=draw)
+    inputs = [rows, weight, bias] if with_bias else [rows, weight]
+    results = []
+    for head in (model.LogpEntropy.apply, whole_logits):
+        logp, H = head(rows, weight, bias if with_bias else None, labels, 0.7)
+        total = (logp * a).sum() + (H * b).sum()
+        first = torch.autograd.grad(total, inputs, retain_graph=True)
+        again = torch.autograd.grad(total, inputs)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+        results.append([logp, H, *first])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+    wide = [t.detach().double().requires_grad_() for t in (rows[:4], weight[:9], bias[:9])]
+    wide[2] = wide[2] if with_bias else None
+    assert torch.autograd.gradcheck(lambda r, w, b: model.LogpEntropy.apply(r, w, b, labels[:4] % 9, 0.7), wide)
+
+
+def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
+    draw = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(n, 16, generator=draw).bfloat16().requires_grad_() for n in (30, 50))
+    labels = torch.randint(50, (30,), generator=draw)
+    logp, H = model.LogpEntropy.apply(rows, weight, None, labels, 1.0)
+    expected = torch.log_softmax((rows @ weight.T).float(), dim=-1)
+    assert logp.dtype == H.dtype == torch.float32
+    torch.testing.assert_close(logp, expected.gather(-1, labels[:, None]).squeeze(-1), atol=1e-6, rtol=1e-6)
+    d_weight = torch.autograd.grad(logp.sum() + H.sum(), weight)[0]
+    assert d_weight.dtype == torch.bfloat16 and d_weight.abs().max() > 0
+    logp, H = model.LogpEntropy.apply(rows[:0], weight, None, labels[:0], 1.0)
+    assert logp.shape == H.shape == (0,) and (torch.autograd.grad(logp.sum(), weight)[0] == 0).all()
+
+
 def gradient(policy, responses, budget, n_tokens):
     policy.zero_grad()
     lengths = [len(r.prompt) + len(r.tokens) for r in responses]

@@ -20,7 +20,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import checkpoint
 import config
 import data
-import loss
 import remix
 from base_model import embedded_problems
 from reward import equivalent, extract_answer
@@ -411,7 +410,17 @@ def bad(*flags):
         (["--off_policy_ratio", 0.8], "raise the window to 4"),
         (["--algo", "grpo", "--group_size", 1], "--group_size 1: GRPO compares"),
         (["--top_p", 0.9], "--top_p 0.9: training must sample from the full distribution"),
-        (["--kl_convex", "sometimes"], "--kl_convex sometimes: must be schedule, off or a number"),
+        (["--kl_convex", "sometimes"], "--kl_convex sometimes: must be schedule, schedule:START,EVERY, off"),
+        (["--kl_convex", "schedule:5"], "--kl_convex schedule:5: must be"),
+        (["--kl_convex", "scheduled"], "--kl_convex scheduled: must be"),
+        (["--loss", "asymre"], "--loss asymre: has an advantage of groups; use it with --algo grpo"),
+        (["--replay", "buffer_matters"], "--replay buffer_matters: looks at groups"),
+        (["--engine_weight", "tis"], "--engine_weight tis: .* add --behaviour_logp trainer"),
+        (
+            ["--engine_weight", "tis", "--behaviour_logp", "trainer", "--loss", "gspo"],
+            "--engine_weight tis: weighs tokens",
+        ),
+        (["--sampler_lag", -1], "--sampler_lag -1: must not be negative"),
         (["--steps", 0], "--steps 0: must be at least 1"),
         (["--lr", 0], "--lr 0.0: must be above 0"),
         (["--gamma", 1.5], "--gamma 1.5"),
@@ -508,5 +517,9 @@ def test_every_mini_batch_mixes_fresh_and_replayed():
 
 
 def test_lambda_flag():
-    assert config.fixed_lambda(bad("--kl_convex", "off")) == 1 and config.fixed_lambda(bad("--kl_convex", 0.5)) == 0.5
-    assert config.fixed_lambda(bad()) is None and loss.kl_convex_lambda(95) == 0.5
+    def weights(value):
+        return [config.kl_convex_weight(bad("--kl_convex", value), step) for step in (1, 50, 51, 95)]
+
+    assert weights("off") == [1, 1, 1, 1] and weights(0.3) == [0.3] * 4
+    assert weights("schedule") == [1, 1, 0.9, 0.5] == weights("schedule:50,10")
+    assert [config.kl_convex_weight(bad("--kl_convex", "schedule:4,2"), t) for t in (4, 5, 7, 99)] == [1, 0.9, 0.8, 0.5]

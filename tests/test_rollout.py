@@ -72,6 +72,8 @@ def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
     groups = engine.generate(prompts, 3, seeds=seeds, max_tokens=LIMIT)
     again = engine.generate(prompts[5:9], 3, seeds=seeds[5:9], max_tokens=LIMIT)
     assert [s.tokens for g in groups[5:9] for s in g] == [s.tokens for g in again for s in g]
+    assert all(abs(a - b) < 1e-5 for g, h in zip(groups[5:9], again, strict=True)
+               for s, t in zip(g, h, strict=True) for a, b in zip(s.logp, t.logp, strict=True))  # fmt: skip
     shifted = engine.generate(prompts[5:6], 1, seeds=[seeds[5] + 2], max_tokens=LIMIT)
     assert shifted[0][0].tokens == groups[5][2].tokens  # sample j of a prompt uses seed + j
     assert len({tuple(s.tokens) for s in groups[0]}) > 1

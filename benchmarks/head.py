@@ -1,0 +1,165 @@
+"""Peak memory, time and error of ways from hidden states to log-probs and entropy, forward and backward, on CPU.
+
+    python benchmarks/head.py                                       1,024 tokens, vocabulary 151,936, hidden 1,536
+    python benchmarks/head.py --tokens 8192 --ways chunked          the full size (plain needs some 30 GiB there)
+
+chunked: model.LogpEntropy. plain: all logits, log-softmax, loss.entropy. checkpointed: plain on chunks of 220 rows under
+activation checkpointing. trl: logits, then TRL's `selective_log_softmax` (trl/trainer/utils.py: the label's logit minus
+logsumexp, a row at a time) and loss.entropy. linear_ce: torch's F.linear_cross_entropy, log-probs only: it has no
+entropy; linear_ce chunked: the same with LinearCrossEntropyOptions().
+
+Each way runs in a process of its own. Peak: the process's largest resident set minus what was resident when the weight
+stood there and the libraries were warm, minus the weight's gradient: hidden states and their gradient count. (A way that
+peaks before its weight gradient exists, as plain and trl do, looks smaller by that gradient than it is.) Time: CPU
+seconds of the process (on a shared machine steadier than the wall clock, which is also given), the least of --repeats
+(the peak is of all of them). Error: the largest difference from float64, absolute, on 64 tokens (weight gradient: of a
+run on these alone), gradients relative to their largest entry.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+WAYS = ["plain", "chunked", "checkpointed", "trl", "linear_ce", "linear_ce chunked"]
+MiB = 2**20
+
+
+def run(way: str, hidden, weight, labels):
+    """-> log-prob, entropy (None where the way has none), (N,) each."""
+    import torch.nn.functional as F
+    from torch import cat, log_softmax, stack
+    from torch.utils.checkpoint import checkpoint
+
+    import loss
+    import model
+
+    def plain(rows, y):
+        logits = F.linear(rows, weight).float()
+        return log_softmax(logits, -1).gather(-1, y[:, None]).squeeze(-1), loss.entropy(logits)
+
+    if way == "chunked":
+        return model.LogpEntropy.apply(hidden, weight, None, labels, 1.0)
+    if way == "plain":
+        return plain(hidden, labels)
+    if way == "checkpointed":
+        n = max(1, 2**25 // len(weight))
+        pairs = zip(hidden.split(n), labels.split(n), strict=True)
+        parts = [checkpoint(plain, rows, y, use_reentrant=False) for rows, y in pairs]
+        return tuple(cat(part) for part in zip(*parts, strict=True))
+    if way == "trl":
+        logits = F.linear(hidden, weight).float()
+        lse = stack([row.logsumexp(-1) for row in logits])
+        return logits.gather(-1, labels[:, None]).squeeze(-1) - lse, loss.entropy(logits)
+    from torch.nn import LinearCrossEntropyOptions
+
+    options = LinearCrossEntropyOptions() if way.endswith("chunked") else None
+    return -F.linear_cross_entropy(hidden, weight, labels, reduction="none", options=options), None
+
+
+def exact(hidden, weight, labels, d_logp, d_H):
+    """log-prob, entropy, gradients of hidden and weight in float64, a slice of the vocabulary at a time."""
+    import torch
+
+    rows, y = hidden.double(), labels[:, None]
+    log_p = torch.log_softmax(torch.cat([rows @ w.double().T for w in weight.split(8192)], -1), -1)
+    p = log_p.exp()
+    H = -(p * log_p).sum(-1)
+    d = -p * (d_logp[:, None] + d_H[:, None] * (log_p + H[:, None])).double()
+    d.scatter_add_(-1, y, d_logp[:, None].double())
+    d_rows = sum(part @ w.double() for part, w in zip(d.split(8192, -1), weight.split(8192), strict=True))
+    return log_p.gather(-1, y).squeeze(-1), H, d_rows, (d.T @ rows).float()
+
+
+def measure(way: str, options) -> dict:
+    import torch
+
+    import model
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    N, H, V = options.tokens, options.hidden, options.vocab
+    weight = torch.randn(V, H).requires_grad_()
+    labels, (d_logp, d_H) = torch.randint(V, (N,)), torch.randn(2, N)
+
+    def step(hidden, at):
+        logp, entropy = run(way, hidden, weight, labels[at])
+        total = (logp * d_logp[at]).sum()
+        (total if entropy is None else total + (entropy * d_H[at]).sum()).backward()
+        return logp.detach(), None if entropy is None else entropy.detach()
+
+    def states(n):
+        return torch.randn(n, H).mul_(3 / H**0.5).requires_grad_()  # logits of deviation 3
+
+    small = weight[:64].detach().requires_grad_()  # starts the thread pool and the libraries
+    run(way, states(8), small, labels[:8] % 64)[0].sum().backward()
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * resource.getpagesize()
+    hidden, cpu, wall = states(N), [], []
+    for _ in range(options.repeats):
+        weight.grad = hidden.grad = None
+        start = time.process_time(), time.perf_counter()
+        logp, entropy = step(hidden, slice(None))
+        cpu.append(time.process_time() - start[0])
+        wall.append(time.perf_counter() - start[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before - weight.numel() * 4
+    chunk = min(N, model.LOGITS_PER_CHUNK // V) * V * 4
+
+    at = torch.arange(0, N, max(1, N // 64))[:64]
+    some = hidden.detach()[at].requires_grad_()
+    weight.grad = None
+    step(some, at)
+    d_H = d_H * (entropy is not None)
+    true = exact(some.detach(), weight.detach(), labels[at], d_logp[at], d_H[at])
+    ours = (logp[at], None if entropy is None else entropy[at], hidden.grad[at], weight.grad)
+    scale = (1, 1, true[2].abs().max(), true[3].abs().max())
+    error = [None if a is None else float((a - b).abs().max() / s) for a, b, s in zip(ours, true, scale, strict=True)]
+    one = (N * H * 4 + chunk) / MiB  # hidden states and one chunk of logits
+    return dict(way=way, peak_mib=peak / MiB, unit_mib=one, cpu_s=min(cpu), wall_s=min(wall), error=error)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in dict(vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--out", help="a file to append one JSON line a way to")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)  # measure in this process
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options)))
+        return
+    sizes = {name: getattr(options, name) for name in ("vocab", "tokens", "hidden", "threads", "repeats")}
+    print(", ".join(f"{name} {value:,}" for name, value in sizes.items()), end="\n\n")
+    print(
+        "| way | peak MiB | / (hidden + chunk) | CPU s | / plain | wall s | error: log-prob | entropy | d hidden | d weight |"
+    )
+    print("|---|" + "---:|" * 9)
+    plain = None
+    for way in options.ways:
+        flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+        env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        done = subprocess.run([sys.executable, __file__, "--one", way, *flags], stdout=subprocess.PIPE, env=env)
+        if done.returncode:
+            print(f"| {way} | failed, exit status {done.returncode} |", flush=True)
+            continue
+        r = json.loads(done.stdout)
+        plain = r["cpu_s"] if way == "plain" else plain
+        ratio = f"{r['cpu_s'] / plain:.2f}" if plain else "-"
+        errors = " | ".join("-" if e is None else f"{e:.0e}" for e in r["error"])
+        print(
+            f"| {way} | {r['peak_mib']:,.0f} | {r['peak_mib'] / r['unit_mib']:.2f} | {r['cpu_s']:.2f} | {ratio} "
+            f"| {r['wall_s']:.2f} | {errors} |",
+            flush=True,
+        )
+        if options.out:
+            with open(options.out, "a") as file:
+                file.write(json.dumps(sizes | r) + "\n")
+
+
+if __name__ == "__main__":
+    main()

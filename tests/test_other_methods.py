@@ -1,0 +1,144 @@
+"""The loop with the methods that stand beside ReMix: every loss, every replay, a lagging sampler, weights for the engine.
+
+The losses have their own tests (test_siblings.py); here it is what the loop makes of them. Runs are in this process."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+import config
+import remix
+from buffer import Buffer
+from data import load_problems
+from siblings import SIBLINGS
+
+SMALL = (
+    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 48 --algo grpo --group_size 4 --prompts_per_step 8 "
+    "--mini_batch 4 --lr 1e-3 --critic_lr 1e-2 --eval_every 0 --reincarnation_step 0 --steps 3 --engine hf"
+).split()
+
+
+@pytest.fixture
+def train(base, group, tokenizer, tmp_path, monkeypatch):
+    """train(name, *flags) -> the rows of the metrics, without the clock. Any number up to 100 counts as right, because this
+    base model hardly ever is, and without a reward nothing would move."""
+    monkeypatch.setattr(remix.tqdm, "write", lambda text: None)
+    source = tmp_path / "problems.json"
+    rows = [dict(problem=f"{a} + {b}", answer="50", error="50") for a in range(1, 9) for b in range(1, 9)]
+    source.write_text(json.dumps(rows))
+    problems, _ = load_problems(str(source), tokenizer, prompt="plain", max_prompt_tokens=64)
+
+    def run(name, *flags):
+        cfg = config.parse_config([*SMALL, "--out", str(tmp_path / name), *map(str, flags)])
+        config.check_config(cfg)
+        (tmp_path / name).mkdir(exist_ok=True)
+        remix.train(cfg, "cpu", base, tokenizer, problems[: cfg.limit or None], [])
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines][1:]
+        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+    return run
+
+
+def weights(tmp_path, name):
+    return load_file(tmp_path / name / "model" / "model.safetensors")
+
+
+def assert_close(a, b, rel=1e-3):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=rel, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_every_loss_trains_and_micro_batches_do_not_matter(train, tmp_path, name):
+    flags = ["--loss", name, "--kl_coef", 0, "--steps", 2]
+    whole = train("whole", *flags)
+    assert all(row["grad_norm"] > 0 for row in whole)
+    parts = train("parts", *flags, "--tokens_per_micro_batch", 150)
+    for x, y in zip(whole[:1], parts[:1], strict=True):  # later steps sample from weights that rounding has moved
+        for key in ("policy_loss", "grad_norm", "rollouts", "reward", "tokens_backward"):
+            assert x[key] == pytest.approx(y[key], rel=2e-3, abs=2e-5), key
+
+
+def test_the_reductions_are_exact(train, tmp_path):
+    """Without replay and with one pass, PPO's clip, the decoupled form and Mix-PPG are one method, bit for bit."""
+    plain = ["--off_policy_ratio", 0, "--utd_ratio", 1, "--kl_convex", "off"]
+    rows = train("mix_ppg", *plain)
+    for name in ("ppo", "decoupled_ppo"):
+        assert_close(train(name, *plain, "--loss", name), rows)
+    replayed = train("replayed", "--clip_eps", 0.01)
+    assert train("replayed-ppo", "--clip_eps", 0.01, "--loss", "ppo")[-1]["grad_norm"] != replayed[-1]["grad_norm"]
+
+
+def test_statistics_of_the_whole_mini_batch_cost_a_forward_pass(train):
+    plain, m2po = train("a", "--kl_coef", 0, "--steps", 1), train("b", "--kl_coef", 0, "--steps", 1, "--loss", "m2po")
+    assert plain[0]["tokens_forward"] == 0 and m2po[0]["tokens_forward"] == m2po[0]["tokens_backward"]
+
+
+@pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness"])
+def test_every_replay_trains_and_resumes(train, tmp_path, kind):
+    flags = ["--replay", kind, "--replay_window", 3, "--limit", 8, "--steps", 4, "--save_every", 2]
+    rows = train("whole", *flags)
+    assert rows[-1]["off_policy_ratio"] > 0
+    assert [row["rollouts"] for row in rows] == [16, 36, 56, 76]  # int(0.6 * 8 * t) groups of 4
+    train("half", *flags, "--steps", 2)
+    assert train("half", *flags) == rows
+    whole, half = weights(tmp_path, "whole"), weights(tmp_path, "half")
+    assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_contrast(train, tmp_path, monkeypatch):
+    asked = []
+    make = remix.make_engine
+
+    def listening(*args, **kw):
+        engine = make(*args, **kw)
+        generate = engine.generate
+        engine.generate = lambda prompts, *a, **k: (
+            asked.append([tuple(p) for p in prompts]) or generate(prompts, *a, **k)
+        )
+        return engine
+
+    monkeypatch.setattr(remix, "make_engine", listening)
+    train("run", "--replay", "buffer_matters", "--replay_window", 5, "--save_every", 4, "--steps", 4, "--group_size", 2)
+    state = torch.load(checkpoint.latest(tmp_path / "run") / "state.pt")
+    groups = [entry["group"] for entry in state["buffer"]["entries"]]
+    contrast = [0 < sum(r["reward"] for r in group) < len(group) for group in groups]
+    assert all(contrast) or len(contrast) == 0
+    again = [set(asked[i]) & {p for before in asked[:i] for p in before} for i in range(1, 4)]
+    assert any(again)  # 64 problems, 4 or 5 a step: only a failure comes back so soon
+    assert sum(len(step) for step in again) <= 3  # at most a quarter of the prompts
+
+
+def test_a_lagging_sampler(train, tmp_path):
+    """With k = 2, step t trains on data of pi_{t-2}: the ratio is not 1 and its age says so; the run resumes exactly."""
+    flags = ["--sampler_lag", 2, "--steps", 4, "--save_every", 2, "--off_policy_ratio", 0, "--utd_ratio", 1]
+    flags += ["--mini_batch", 8]  # one update a step: the ratio is that of pi_k alone
+    rows = train("whole", *flags)
+    assert [[i for i in range(5) if f"ratio_mean/age{i}" in row] for row in rows] == [[0], [1], [2], [2]]
+    assert rows[0]["log_ratio_sq/age0"] < 1e-3 and rows[2]["log_ratio_sq/age2"] > rows[0]["log_ratio_sq/age0"]
+    assert "engine_gap" in rows[0] and "engine_gap" not in rows[2]
+    train("half", *flags, "--steps", 2)
+    assert train("half", *flags) == rows
+    prompt_by_prompt = train("fresh", *flags, "--sampler_lag", 0)
+    assert prompt_by_prompt[0]["reward"] == rows[0]["reward"] and prompt_by_prompt[2] != rows[2]
+
+
+def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, monkeypatch):
+    flags = ["--behaviour_logp", "trainer", "--steps", 2]
+    plain = train("off", *flags)
+    for kind in ("tis", "icepop"):
+        assert_close(train(kind, *flags, "--engine_weight", kind), plain)
+    monkeypatch.setattr(remix, "engine_weight", lambda trainer, engine, kind: torch.full_like(trainer, 0.5))
+    half = train("half", *flags, "--engine_weight", "tis", "--steps", 1)
+    assert half[0]["policy_loss"] == pytest.approx(plain[0]["policy_loss"] / 2, rel=0.1, abs=1e-3)
+
+
+def test_a_buffer_of_each_kind_is_the_buffer_that_the_flag_names():
+    kinds = next(f for f in config.fields(config.Config) if f.name == "replay").metadata["choices"]
+    assert set(kinds) == {"window", "repo", "buffer_matters", "on_policyness"}
+    assert all(Buffer(2, kind).draw(3, None, likelihood=[]) == [] for kind in kinds if kind != "window")
