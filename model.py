@@ -8,13 +8,15 @@ the distribution that the sampler draws from.
 
 import functools
 import os
+from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import loss
@@ -28,7 +30,8 @@ def init_distributed() -> tuple[int, int, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo")
+    # Rank 0 alone reads and writes whole models, the others wait; a rank that dies is torchrun's to notice, not a timeout's
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo", timeout=timedelta(hours=2))
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -47,7 +50,8 @@ def gather_in_order(items: list[tuple]) -> list:
 
 
 LOGITS_PER_CHUNK = 2**27  # held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB in float32
-LOGITS_PER_PART = 2**18  # in float32 math at a time: 1 MiB, so its temporaries stay in the cache
+LOGITS_PER_PART = 2**18  # in float32 math at a time: 1 MiB, so its temporaries stay in a CPU's cache
+LOGITS_PER_PART_GPU = 2**25  # 128 MiB: few launches
 
 
 class LogpEntropy(torch.autograd.Function):
@@ -62,7 +66,7 @@ class LogpEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float):
         chunk = min(max(1, LOGITS_PER_CHUNK // len(weight)), max(1, len(rows)))
-        part = max(1, LOGITS_PER_PART // len(weight))
+        part = max(1, (LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART) // len(weight))
         buffer = rows.new_empty(chunk, len(weight))
         exact = torch.promote_types(rows.dtype, torch.float32)
         logp, H = rows.new_empty(2, len(rows), dtype=exact)
@@ -169,7 +173,7 @@ class Critic(nn.Module):
 @functools.cache
 def device_mesh(device: str, shard: str) -> DeviceMesh:
     """The ranks as FSDP2 sees them. "all": one line of shards over every rank. "node": where there are several nodes, each
-    holds a whole set of shards (HSDP), so that only gradients cross the network, once a micro-batch."""
+    holds a whole set of shards (HSDP), so that only gradients cross the network, once a mini-batch (`last_micro_batch`)."""
     world = dist.get_world_size()
     gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if shard == "all" or gpus == world:
@@ -216,6 +220,13 @@ def load_model(
     return model
 
 
+def last_micro_batch(models: Iterable[nn.Module], last: bool) -> None:
+    """HSDP: nodes add up their gradients after the last micro-batch only. Without it, and where there is one node, nothing."""
+    for model in models:
+        if isinstance(model, FSDPModule):
+            model.set_requires_all_reduce(last)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; the tensor itself where nothing is sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -228,10 +239,12 @@ def copy_weights(target: nn.Module, source: nn.Module) -> None:
         local(t).copy_(local(s))
 
 
-def full_weights(policy: Policy):
-    """(name, whole tensor) over the language model's state_dict, one at a time; every rank must iterate to the end."""
+def full_weights(policy: Policy, dtype: str | None = None):
+    """(name, whole tensor) over the language model's state_dict, one at a time; every rank must iterate to the end.
+    dtype: what the sampler computes in; the shards are cast before they travel. None: as they are stored."""
     for name, tensor in policy.lm.state_dict().items():
-        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+        tensor = tensor.detach() if dtype is None else tensor.detach().to(getattr(torch, dtype))
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def collate(responses: list[Response], device: str) -> dict[str, Tensor]:

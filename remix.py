@@ -61,6 +61,7 @@ from model import (
     gather,
     gather_in_order,
     init_distributed,
+    last_micro_batch,
     load_model,
     micro_batches,
     pad,
@@ -233,7 +234,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 file.write(json.dumps(row) + "\n")
 
     if state["step"] == 0:
-        engine.sync(full_weights(policy))
+        engine.sync(full_weights(policy, cfg.dtype))
         row = dict(step=0, rollouts=0, gradient_steps=0, seconds=0.0) | (evaluate() if eval_problems else {})
         engine.sleep()
         log(row)
@@ -259,7 +260,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         passes = cfg.utd_ratio if mixing else 1
 
         # ------------------------------------------------------------ sync: the engine samples from pi_k
-        engine.sync(full_weights(sampler))
+        engine.sync(full_weights(sampler, cfg.dtype))
 
         # ------------------------------------------------------------ roll out: (1 - p) P fresh prompts, or P
         n_fresh = fresh_prompts(step, cfg.prompts_per_step, ratio)
@@ -404,7 +405,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     whole = sibling.whole(now, then, A)
                 sums, ages, quarters = (torch.zeros_like(x, device=device) for x in (totals, by_age, by_quarter))
                 gap = torch.zeros(1, dtype=torch.float64, device=device)
-                for indices in micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]:
+                share = micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]
+                for number_of_part, indices in enumerate(share, 1):
+                    last_micro_batch(models.values(), number_of_part == len(share))
                     part = [responses[i] for i in indices or [0]]
                     tensors = collate(part, device)
                     if not indices:  # out of work: run along with nothing to learn from
@@ -509,7 +512,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         # ------------------------------------------------------------ evaluate
         last = step == cfg.steps
         if eval_problems and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
-            engine.sync(full_weights(policy))
+            engine.sync(full_weights(policy, cfg.dtype))
             row |= evaluate()
             engine.sleep()
         log(row)

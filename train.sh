@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train with ReMix:  bash train.sh [tiny | 1.5b | 7b] [flags of remix.py, which override the recipe's]
+# Train with ReMix:  bash train.sh [tiny | 1.5b | 7b | 32b] [flags of remix.py, which override the recipe's]
 #
 #   bash train.sh                               the embedded small model and task on a CPU, in minutes (ReMix-PPO)
 #   bash train.sh tiny --algo grpo --steps 50   flags pass through
 #   bash train.sh 1.5b                          the paper's ReMix-PPO at 1.5B: DeepSeek-R1-Distill-Qwen on DeepScaleR
-#   bash train.sh 7b --algo grpo                ReMix-GRPO at 7B
+#   bash train.sh 7b --algo grpo                ReMix-GRPO at 7B, 8 GPUs; 32b: 4 nodes of 8
 #
 # NPROC=8 ranks (default: the number of GPUs, else 1); several nodes: TORCHRUN="--nnodes 2 --rdzv_backend c10d
 # --rdzv_endpoint HOST:29500" on each. The same command goes on where a run stopped.
@@ -13,7 +13,7 @@ cd "$(dirname "$0")"
 bash install.sh
 
 recipe=tiny
-case "${1:-}" in tiny | 1.5b | 7b) recipe=$1; shift ;; esac
+case "${1:-}" in tiny | 1.5b | 7b | 32b) recipe=$1; shift ;; esac
 algo=ppo seed=0 out=
 for ((i = 1; i <= $#; i++)); do  # what the recipe itself depends on
   next=$((i + 1))
@@ -39,7 +39,11 @@ else # the paper's: remix.py's defaults, and what differs with algorithm and siz
     grpo) flags+=(--reincarnation_step 50 --steps 200) ;;
     *) flags+=(--reincarnation_step 100 --steps 350) ;;
   esac
-  [ "$recipe" = 1.5b ] || flags+=(--steps 200 --reincarnation_step 50)
+  case $recipe in # memory: docs/scaling.md
+    1.5b) flags+=(--gpu_memory 0.3) ;;
+    7b) flags+=(--steps 200 --reincarnation_step 50) ;;
+    32b) flags+=(--steps 200 --reincarnation_step 50 --shard all --tensor_parallel 4) ;;
+  esac
 fi
 
 gpus=$(nvidia-smi -L 2> /dev/null | wc -l || true)

@@ -393,7 +393,7 @@ def seconds(
     update = passes * tokens * 4 * (policy + critic) / FLOPS  # forward, recomputation, backward = 1 + 1 + 2
     micro = passes * tokens / (PROMPT + length)  # one response each
     sent = micro * 8 * (p["policy"] + p["trunk"] * (algo == "ppo")) * (gpus - 1) / gpus / BUS
-    sync = 4 * p["policy"] / BUS + 2 * engine_weights(size, parallel) / 25e9  # gathered; to the host and back
+    sync = 2 * p["policy"] / BUS + 2 * engine_weights(size, parallel) / 25e9  # gathered; to the host and back
     out = dict(rollout=decode(size, gpus, fresh * B, parallel, share, length), frozen=frozen, update=update, sync=sync)
     return out | dict(total=sum(out.values()), sent=sent, updates=4 * passes, sampled=fresh * B)
 
@@ -425,7 +425,7 @@ def estimate_tables() -> None:
         p = count(shape(size))
         P, T, share = p["policy"] / 1e9, p["trunk"] / 1e9, 7 / 8
         rows.append([size, f"{P:.2f}", f"{2 * P * share:.1f}", f"{2 * P * share:.1f}",
-                     f"{4 * P * share:.1f}", f"{4 * P:.0f}", f"{4 * p['head'] / 1e9:.1f}", f"{16 * P:.0f}",
+                     f"{4 * P * share:.1f}", f"{2 * P:.0f}", f"{2 * p['head'] / 1e9:.1f}", f"{16 * P:.0f}",
                      f"{16 * P + 12 * T:.0f}", f"{4 * P:.0f}"])  # fmt: skip
     names = ["model", "parameters [10^9]", "all-gather forward", "all-gather backward", "reduce-scatter",
              "sync, whole", "sync, largest tensor", "checkpoint grpo", "checkpoint ppo", "export"]  # fmt: skip

@@ -1,0 +1,349 @@
+"""Every table and figure of the README and docs/, from the logs that are committed in runs/ and from nothing else.
+
+    python runs/report.py           writes the figures, and the tables between the <!-- table NAME --> marks of the pages
+    python runs/report.py --check   changes nothing; exit 1 if a page's table is not what the logs give
+
+A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, over 200 held-out problems, 2 samples each.
+"""
+
+import re
+import sys
+from pathlib import Path
+from statistics import fmean
+
+RUNS = Path(__file__).resolve().parent
+ROOT = RUNS.parent
+sys.path[:0] = [str(ROOT), str(RUNS)]
+
+import best_lr  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
+
+from plot import COLOURS, plot_runs, read_run  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "walkthrough.md"]
+EARLY, LATE = 925, 2460  # rollouts: the mixing half of a run (12 steps of 0.6 * 128), and all of it
+
+
+def seeds(name: str) -> list[list[dict]]:
+    """The runs FOLDER/NAME-seed* as lists of rows. Empty when they have not been made."""
+    folder, _, label = name.rpartition("/")
+    return [list(read_run(path)[0].values()) for path in sorted((RUNS / folder).glob(f"{label}-seed[0-9]"))]
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    if not values:
+        return "–"
+    mean, low, high = (f"{v:.{digits}f}" for v in (fmean(values), min(values), max(values)))
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
+
+
+def evaluated(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if "eval/pass@1" in row]
+
+
+def at(rows: list[dict], rollouts: int, key: str = "eval/pass@1", scale: float = 100) -> float:
+    """The last evaluation within so many rollouts."""
+    return scale * [row[key] for row in evaluated(rows) if row["rollouts"] <= rollouts][-1]
+
+
+def accuracy(name: str, rollouts: int) -> str:
+    return spread([at(rows, rollouts) for rows in seeds(name)])
+
+
+def mean_of(rows: list[dict], key: str, first: int = 1, last: int = 10**9) -> float:
+    values = [row[key] for row in rows if key in row and first <= row["step"] <= last]
+    return fmean(values) if values else float("nan")
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+METHODS = {"remix-ppo": "ReMix-PPO", "ppo": "PPO", "remix-grpo": "ReMix-GRPO", "grpo": "GRPO"}
+ABLATION = {
+    "methods/remix-ppo": "full ReMix-PPO",
+    "ablation/no-utd": "without UTD (m = 1)",
+    "ablation/no-kl-convex": "without KL-Convex",
+    "ablation/no-reincarnation": "without reincarnation",
+    "ablation/mix-ppg": "without all three (plain Mix-PPG)",
+    "methods/ppo": "PPO",
+}
+SETTINGS = {
+    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "": "0.4", "p0.5": "0.5"},
+    "m, UTD ratio": {"": "2", "m3": "3", "m4": "4"},
+    "T, reincarnation": {"T4": "4", "": "12", "T18": "18", "Tnever": "never"},
+    "N, window": {"N1": "1", "": "2", "N3": "3", "N4": "4"},
+    "λ": {"lambda0": "0", "lambda0.5": "0.5", "lambdaoff": "1", "": "schedule"},
+    "π_{k−1}": {"": "previous weights", "precedent-current": "π_k"},
+}
+CLIPS = {"mix_ppg": "Mix-PPG, centre c", "ppo": "centre 1 (PPO around π_b)", "decoupled_ppo": "decoupled (AReaL)",
+         "geppo": "Mix-PPG, GePPO's ε", "vtrace": "Mix-PPG, V-trace"}  # fmt: skip
+
+
+def first_at(rows: list[dict], percent: float) -> dict | None:
+    return next((row for row in evaluated(rows) if 100 * row["eval/pass@1"] >= percent), None)
+
+
+def table_methods() -> str:
+    lines = []
+    for name, title in METHODS.items():
+        runs = seeds(f"methods/{name}")
+        cells = [
+            f"{title} (lr {best_lr.best_lr(name)})",
+            accuracy(f"methods/{name}", EARLY),
+            accuracy(f"methods/{name}", LATE),
+        ]
+        for percent in (60, 70, 80, 85):
+            found = [first_at(rows, percent) for rows in runs]
+            if None in found:
+                cells.append(f"{sum(f is not None for f in found)} of {len(found)} seeds")
+            else:
+                of = [fmean(row[key] for row in found) for key in ("rollouts", "gradient_steps", "seconds")]
+                cells.append(f"{of[0]:,.0f} / {of[1]:.0f} / {of[2]:.0f} s")
+        lines.append(cells)
+    return markdown(
+        ["method", f"at {EARLY} rollouts", f"at {LATE:,}", "to 60 %", "to 70 %", "to 80 %", "to 85 %"], lines
+    )
+
+
+def shape(name: str) -> list[str]:
+    """Accuracy early, late and at its best, the length and the share of reflection at the end."""
+    runs = seeds(name)
+    best = [max(100 * row["eval/pass@1"] for row in evaluated(rows)) for rows in runs]
+    length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
+    reflection = [at(rows, LATE, "eval/reflection_rate") for rows in runs]
+    return [
+        accuracy(name, EARLY),
+        accuracy(name, LATE),
+        spread(best),
+        f"{fmean(length):.0f}",
+        f"{fmean(reflection):.0f} %",
+    ]
+
+
+SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}", "best", "length", "reflection"]
+
+
+def table_ablation() -> str:
+    return markdown(["variant", *SHAPE], [[title, *shape(name)] for name, title in ABLATION.items()])
+
+
+def table_settings() -> str:
+    lines = []
+    for setting, values in SETTINGS.items():
+        for name, value in values.items():
+            full = f"settings/{name}" if name else "methods/remix-ppo"
+            runs = seeds(full)[:3]  # as many seeds for the default as for the others
+            ages = ("log_ratio_sq/age1", "log_ratio_sq/age2")
+            ratio = [fmean(mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)) for rows in runs]
+            moment = [mean_of(rows, ages[0], 2) for rows in runs]
+            length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
+            lines.append([setting, value + ("" if name else " (default)"), spread([at(rows, EARLY) for rows in runs]),
+                          spread([at(rows, LATE) for rows in runs]), spread(ratio, 3), f"{fmean(moment):.4f}",
+                          f"{fmean(length):.0f}"])  # fmt: skip
+            setting = ""
+    heads = ["setting", "value", *SHAPE[:2], "mean ratio on replayed tokens", "E[(log r)²], age 1", "length"]
+    return markdown(heads, lines)
+
+
+def table_whipping() -> str:
+    lines = []
+    for kind, title in {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}.items():
+        for p in ("0", "0.5"):
+            runs = seeds(f"whipping/p{p}{kind}")
+            quarters = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)] for rows in runs]
+            ratio = " / ".join(f"{fmean(column):.3f}" for column in zip(*quarters, strict=True)) if p != "0" else "–"
+            move = [
+                " → ".join(f"{scale * fmean(evaluated(rows)[i][key] for rows in runs):.0f}" for i in (0, -1))
+                for key, scale in (("eval/response_length", 1), ("eval/reflection_rate", 100))
+            ]
+            end = spread([100 * evaluated(rows)[-1]["eval/pass@1"] for rows in runs])
+            lines.append([title, p, move[0], move[1] + " %", ratio, end])
+    return markdown(["setting", "p", "length", "reflection", "mean ratio by quarter of the response", "pass@1"], lines)
+
+
+def table_clip() -> str:
+    lines = []
+    for eps in ("0.2", "0.02"):
+        for name, title in CLIPS.items():
+            full = "methods/remix-ppo" if (eps, name) == ("0.2", "mix_ppg") else f"clip/{name}-eps{eps}"
+            clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in seeds(full)[:3]]
+            lines.append([eps, title, *shape(full)[:3], f"{100 * fmean(clipped):.2f} %"])
+    return markdown(["ε", "clip", *SHAPE[:3], "tokens beyond Mix-PPG's band, age 1 and 2"], lines)
+
+
+def sibling_names() -> dict[str, str]:
+    """run -> the method whose learning rate it has."""
+    from siblings import SIBLINGS
+
+    names = {"methods/remix-grpo": "remix-grpo", "methods/grpo": "grpo"}
+    names |= {f"siblings/loss-{name}": f"loss-{name}" for name in SIBLINGS}
+    names |= {
+        f"siblings/{n}": n for n in ("replay-buffer_matters", "replay-on_policyness", "replay-repo", "replay-window")
+    }
+    return names | {"siblings/lag2": "remix-grpo", "siblings/lag2-loss-ppo": "loss-ppo"}
+
+
+def sibling_title(name: str) -> str:
+    from siblings import SIBLINGS
+
+    label = name.rpartition("/")[2]
+    if label.startswith("loss-"):
+        return f"`--loss {label[5:]}` ({SIBLINGS[label[5:]].source})"
+    titles = {
+        "remix-grpo": "**ReMix-GRPO** (five seeds)", "grpo": "GRPO (five seeds)",
+        "replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
+        "replay-on_policyness": "`--replay on_policyness --replay_window 5`",
+        "replay-repo": "`--replay repo`, 128 problems", "replay-window": "ReMix-GRPO, 128 problems",
+        "lag2": "`--sampler_lag 2`", "lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
+    }  # fmt: skip
+    return titles[label]
+
+
+def table_siblings() -> str:
+    lines = [[sibling_title(name), best_lr.best_lr(rate), *shape(name)] for name, rate in sibling_names().items()]
+    return markdown(["in ReMix-GRPO's place", "lr", *SHAPE], lines)
+
+
+def table_tune() -> str:
+    methods = sorted({path.name.rpartition("-lr")[0] for path in (RUNS / "tune").glob("*-lr*")})
+    rates = ["1e-4", "3e-4", "1e-3"]
+    lines = []
+    for method in methods:
+        scores = best_lr.scores(method)
+        best = best_lr.best_lr(method)
+        cells = [f"{100 * scores[lr]:.1f}" if lr in scores else "stopped" for lr in rates]
+        lines.append([method, *(f"**{c}**" if lr == best else c for c, lr in zip(cells, rates, strict=True))])
+    return markdown(["method", *(f"lr {lr}" for lr in rates)], lines)
+
+
+TABLES = {name.removeprefix("table_"): make for name, make in globals().items() if name.startswith("table_")}
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+def folders(names: dict[str, str]) -> dict[str, list[Path]]:
+    """title -> the run folders of its seeds, for plot.plot_runs."""
+    return {
+        title: sorted((RUNS / name.rpartition("/")[0]).glob(f"{name.rpartition('/')[2]}-seed[0-9]"))
+        for name, title in names.items()
+    }
+
+
+def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None:
+    """runs: for each x the values of the seeds."""
+    ax.plot(x, [fmean(v) for v in runs], marker="o", ms=4, **style)
+    ax.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], alpha=0.15, lw=0, color=style.get("color"))
+
+
+def figure_settings() -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
+    ps = [0.1, 0.2, 0.3, 0.4, 0.5]
+    runs = [seeds("methods/remix-ppo" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
+    for key, label, colour in ((EARLY, f"at {EARLY} rollouts", COLOURS[0]), (LATE, "at the end", COLOURS[1])):
+        mean_and_range(axes[0], ps, [[at(rows, key) for rows in of] for of in runs], color=colour, label=label)
+    axes[0].set(title="Accuracy against p", xlabel="p, share of replayed data", ylabel="pass@1 [%]")
+    axes[0].legend(frameon=False)
+    for age in (1, 2):
+        values = [[mean_of(rows, f"log_ratio_sq/age{age}", 2) for rows in of] for of in runs]
+        mean_and_range(axes[1], ps, values, color=COLOURS[age + 1], label=f"{age} step{'s' * (age > 1)} old")
+    axes[1].set(title="How far replayed data is off", xlabel="p, share of replayed data", ylabel="E[(log r)²]")
+    axes[1].legend(frameon=False)
+    for kind, values in {"m": ["1", "2", "3", "4"], "N": ["1", "2", "3", "4"]}.items():
+        names = {"m1": "ablation/no-utd", "m2": "methods/remix-ppo", "N2": "methods/remix-ppo"}
+        of = [seeds(names.get(kind + v, f"settings/{kind}{v}"))[:3] for v in values]
+        colour = COLOURS[0] if kind == "m" else COLOURS[4]
+        mean_and_range(axes[2], [int(v) for v in values], [[at(rows, EARLY) for rows in runs] for runs in of],
+                       color=colour, label={"m": "m, UTD ratio", "N": "N, window"}[kind])  # fmt: skip
+    axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]", xticks=[1, 2, 3, 4])
+    axes[2].legend(frameon=False)
+    figure.savefig(RUNS / "settings" / "settings.png", dpi=150)
+    plt.close(figure)
+
+
+def figure_whipping() -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
+    for p, colour in (("0", COLOURS[0]), ("0.5", COLOURS[1])):
+        runs = [evaluated(rows) for rows in seeds(f"whipping/p{p}")]
+        x = [row["step"] for row in runs[0]]
+        for ax, key, scale in ((axes[0], "eval/response_length", 1), (axes[1], "eval/reflection_rate", 100)):
+            values = [[scale * rows[i][key] for rows in runs] for i in range(len(x))]
+            mean_and_range(ax, x, values, color=colour, label=f"p = {p}")
+    axes[0].set(title="Response length", xlabel="training step", ylabel="tokens", ylim=(0, None))
+    axes[1].set(title="Self-reflection", xlabel="training step", ylabel="% of responses", ylim=(0, None))
+    for kind, label, colour in (("", "as trained", COLOURS[1]), ("-limit40", "limit of 40 tokens", COLOURS[2])):
+        runs = seeds(f"whipping/p0.5{kind}")
+        values = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for rows in runs] for q in (1, 2, 3, 4)]
+        mean_and_range(axes[2], [1, 2, 3, 4], values, color=colour, label=label)
+    axes[2].set(
+        title="Ratio along the response, p = 0.5",
+        xlabel="quarter of the response",
+        ylabel="mean ratio",
+        xticks=[1, 2, 3, 4],
+    )
+    for ax in axes:
+        ax.legend(frameon=False)
+    figure.savefig(RUNS / "whipping" / "whipping.png", dpi=150)
+    plt.close(figure)
+
+
+def figure_siblings() -> None:
+    names = list(sibling_names())
+    order = sorted(names, key=lambda name: fmean(at(rows, LATE) for rows in seeds(name)))
+    figure, ax = plt.subplots(figsize=(9, 0.32 * len(names) + 1), layout="constrained")
+    for y, name in enumerate(order):
+        for rollouts, colour in ((EARLY, COLOURS[5]), (LATE, COLOURS[0])):
+            values = [at(rows, rollouts) for rows in seeds(name)]
+            ax.plot([min(values), max(values)], [y, y], color=colour, lw=2, alpha=0.5)
+            ax.plot(
+                values,
+                [y] * len(values),
+                "o",
+                color=colour,
+                ms=4,
+                label=f"at {rollouts:,} rollouts" if y == 0 else None,
+            )
+    ax.set_yticks(range(len(order)), [name.rpartition("/")[2] for name in order])
+    ax.set(xlabel="pass@1, held-out problems [%]; one point a seed")
+    ax.grid(axis="x", color="0.9")
+    ax.legend(frameon=False, loc="lower right")
+    figure.savefig(RUNS / "siblings" / "siblings.png", dpi=150)
+    plt.close(figure)
+
+
+def figures() -> None:
+    plot_runs(folders({f"methods/{name}": title for name, title in METHODS.items()}), RUNS / "methods" / "methods.png")
+    plot_runs(folders(ABLATION), RUNS / "ablation" / "ablation.png")
+    figure_settings()
+    figure_whipping()
+    figure_siblings()
+
+
+def main() -> None:
+    check, wrong = "--check" in sys.argv[1:], []
+    for page in PAGES:
+        old = page.read_text()
+        new = re.sub(
+            r"(<!-- table (\w+) -->\n).*?(<!-- /table -->)",
+            lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[3]}",
+            old,
+            flags=re.DOTALL,
+        )
+        if check and new != old:
+            wrong.append(page.name)
+        elif new != old:
+            page.write_text(new)
+    if wrong:
+        sys.exit(
+            f"runs/report.py: the tables of {', '.join(wrong)} are not what the logs give; run python runs/report.py"
+        )
+    if not check:
+        figures()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Several ranks, several nodes: the same gradients as one rank, and a rank that dies ends the job, which then goes on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_remix import SMALL, assert_same_run, clean_env, metrics, run, start
+
+from base_model import embedded_problems
+
+# remix.py with optimizers that also write their gradients to a file. Its learning rate is too small to move a weight, so
+# every mini-batch of every run is the same batch under the same policy.
+DUMP = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import torch.distributed as dist
+import remix
+seen, real = [], torch.optim.AdamW.step
+def step(self, closure=None):
+    grads = [p.grad for group in self.param_groups for p in group["params"]]
+    grads = [(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten().clone() for g in grads]
+    if any(g.any() for g in grads):  # saving a checkpoint steps once with gradients of 0, to make the state
+        seen.append(torch.cat(grads))
+    if dist.get_rank() == 0:
+        torch.save(seen, {out!r})
+    return real(self, closure)
+torch.optim.AdamW.step = step
+remix.main()
+"""
+
+
+def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor]:
+    folder.mkdir()
+    script, out = folder / "dump.py", str(folder / "gradients.pt")
+    script.write_text(DUMP.format(root=str(ROOT), out=out))
+    # Any number up to 100 counts as right: this base model hardly ever is, and without a reward there is no gradient
+    (folder / "any.json").write_text(
+        json.dumps([row | dict(answer="50", error="50") for row in embedded_problems("train")[:64]])
+    )
+    args = [
+        str(script),
+        "--data",
+        str(folder / "any.json"),
+        "--model",
+        base,
+        "--out",
+        str(folder / "run"),
+        *SMALL[2:],
+        *map(str, flags),
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    if nodes == 1:
+        commands = [[*torchrun, "--standalone", *args] if ranks > 1 else [sys.executable, *args]]
+    else:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        where = ["--nnodes", str(nodes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        commands = [[*torchrun, *where, "--node_rank", str(node), *args] for node in range(nodes)]
+    jobs = [subprocess.Popen(c, cwd=ROOT, env=clean_env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for c in commands]  # fmt: skip
+    errors = [job.communicate(timeout=300)[1] for job in jobs]
+    assert all(job.returncode == 0 for job in jobs), errors
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
+    """Replayed and fresh data, both anchors, uneven shares (5 responses on 2 ranks), many micro-batches: every element to 1e-6, where the
+    whole gradient has a norm of about 1 (it is clipped there)."""
+    size = (
+        ["--prompts_per_step", 5] if algo == "ppo" else ["--prompts_per_step", 3, "--mini_batch", 3, "--group_size", 3]
+    )
+    flags = ["--algo", algo, *size, "--steps", 2, "--eval_every", 0, "--eval_limit", 1, "--eval_n", 1]
+    flags += ["--kl_convex", 0.5, "--kl_coef", 0.1, "--tokens_per_micro_batch", 100, "--entropy_coef", 0.01]
+    flags += ["--lr", 1e-30, "--critic_lr", 1e-30, "--weight_decay", 0]
+    one = gradients(base, tmp_path / "one", *flags)
+    assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)  # 2 steps of 2 passes
+    for name, launch in dict(two=dict(ranks=2), nodes=dict(nodes=2)).items():
+        several = gradients(base, tmp_path / name, *flags, **launch)
+        for i, (a, b) in enumerate(zip(one, several, strict=True)):
+            assert (a - b).abs().max() < 1e-6 and (a - b).norm() < 5e-6 * a.norm(), (name, i)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the ranks in /proc")
+def test_a_rank_that_dies_ends_the_job_within_a_minute_and_it_goes_on(base, tmp_path):
+    flags = ["--steps", 60, "--save_every", 1, "--eval_every", 0, "--eval_limit", 1, "--prompts_per_step", 5]
+    job = start(base, tmp_path / "run", *flags, ranks=2)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list((tmp_path / "run").glob("checkpoints/step-0000*")):
+        time.sleep(0.05)
+    os.kill(children(job.pid)[1], signal.SIGKILL)
+    died = time.time()
+    _, stderr = job.communicate(timeout=120)
+    assert time.time() - died < 60 and job.returncode != 0
+    assert "Signal 9 (SIGKILL)" in stderr
+    done = metrics(tmp_path / "run")[-1]["step"]
+    assert 1 <= done < 60
+    steps = ["--steps", done + 2]
+    run(base, tmp_path / "run", *flags, *steps, ranks=2)
+    run(base, tmp_path / "whole", *flags, *steps, ranks=2)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
