@@ -69,7 +69,7 @@ from model import (
 from plot import plot_runs
 from reward import Grader
 from rollout import check_gap, make_engine
-from siblings import SIBLINGS, engine_weight
+from siblings import SIBLINGS, engine_weight, sibling_loss
 
 
 def git_commit() -> str:
@@ -421,19 +421,17 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     if full:
                         logp = logp.gather(-1, tensors["labels"][..., None]).squeeze(-1)
 
+                    # ---- the loss of this micro-batch
+                    weight = pad([r.engine_weight for r in part], device) if cfg.engine_weight != "off" else 1
                     if sibling is None:
                         pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
+                        policy_loss = loss.token_mean(weight * pg, mask, n_tokens)
                     else:
-                        tensors_of = dict(logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask)
-                        pg = sibling.loss(**tensors_of, clip_eps=clip_eps, **whole)
-                    if cfg.engine_weight != "off":
-                        pg = pg * pad([r.engine_weight for r in part], device)
-                    if sibling is None or sibling.per == "token":
-                        policy_loss = loss.token_mean(pg, mask, n_tokens)
-                    elif sibling.per == "response":
-                        policy_loss = pg.sum() / len(responses)
-                    else:
-                        policy_loss = loss.token_mean(pg, mask, len(responses) * cfg.max_tokens)
+                        known = dict(
+                            logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask, clip_eps=clip_eps
+                        )
+                        sizes = dict(tokens=n_tokens, responses=len(responses), max_tokens=cfg.max_tokens)
+                        policy_loss = sibling_loss(sibling, known | whole, weight, **sizes)
                     constraint = torch.zeros_like(H)
                     if anchored:
                         logp_base = pad([r.logp_base for r in part], device)

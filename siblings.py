@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loss import token_mean
+
 # ------------------------------------------------------------------------------------------------ shared pieces
 
 
@@ -284,3 +286,14 @@ SIBLINGS: dict[str, Sibling] = dict(
     opmd=Sibling(opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"),
     oapl=Sibling(oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"),
 )
+
+
+def sibling_loss(
+    sibling: Sibling, known: dict, weight: Tensor | float, *, tokens: int, responses: int, max_tokens: int
+) -> Tensor:
+    """What a micro-batch adds to the loss of its mini-batch, a scalar.  known: the keywords of the losses above;
+    weight: of each token, (B, T) or 1;  tokens, responses: of the whole mini-batch;  max_tokens: a response may have."""
+    pg = sibling.loss(**known)
+    if sibling.per == "response":
+        return pg.sum() / responses
+    return token_mean(weight * pg, known["mask"], tokens if sibling.per == "token" else responses * max_tokens)

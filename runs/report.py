@@ -6,8 +6,10 @@
 A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, over 200 held-out problems, 2 samples each.
 """
 
+import ast
 import re
 import sys
+import textwrap
 from pathlib import Path
 from statistics import fmean
 
@@ -17,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(RUNS)]
 
 import best_lr  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
 from plot import COLOURS, plot_runs, read_run  # noqa: E402
 
@@ -42,8 +45,9 @@ def evaluated(rows: list[dict]) -> list[dict]:
 
 
 def at(rows: list[dict], rollouts: int, key: str = "eval/pass@1", scale: float = 100) -> float:
-    """The last evaluation within so many rollouts."""
-    return scale * [row[key] for row in evaluated(rows) if row["rollouts"] <= rollouts][-1]
+    """The value after so many rollouts, on the line between the evaluations before and after; at most the last one."""
+    points = evaluated(rows)
+    return scale * float(np.interp(rollouts, [row["rollouts"] for row in points], [row[key] for row in points]))
 
 
 def accuracy(name: str, rollouts: int) -> str:
@@ -74,9 +78,9 @@ ABLATION = {
 SETTINGS = {
     "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "": "0.4", "p0.5": "0.5"},
     "m, UTD ratio": {"": "2", "m3": "3", "m4": "4"},
-    "T, reincarnation": {"T4": "4", "": "12", "T18": "18", "Tnever": "never"},
-    "N, window": {"N1": "1", "": "2", "N3": "3", "N4": "4"},
-    "λ": {"lambda0": "0", "lambda0.5": "0.5", "lambdaoff": "1", "": "schedule"},
+    "T, reincarnation": {"T4": "4", "": "12", "Tnever": "never"},
+    "N, window": {"N1": "1", "": "2", "N4": "4"},
+    "λ": {"lambda0": "0", "": "schedule"},
     "π_{k−1}": {"": "previous weights", "precedent-current": "π_k"},
 }
 CLIPS = {"mix_ppg": "Mix-PPG, centre c", "ppo": "centre 1 (PPO around π_b)", "decoupled_ppo": "decoupled (AReaL)",
@@ -166,13 +170,14 @@ def table_whipping() -> str:
 
 
 def table_clip() -> str:
-    lines = []
-    for eps in ("0.2", "0.02"):
-        for name, title in CLIPS.items():
-            full = "methods/remix-ppo" if (eps, name) == ("0.2", "mix_ppg") else f"clip/{name}-eps{eps}"
-            clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in seeds(full)[:3]]
-            lines.append([eps, title, *shape(full)[:3], f"{100 * fmean(clipped):.2f} %"])
-    return markdown(["ε", "clip", *SHAPE[:3], "tokens beyond Mix-PPG's band, age 1 and 2"], lines)
+    rows = []
+    for name, title in CLIPS.items():
+        full = "methods/remix-ppo" if name == "mix_ppg" else f"clip/{name}"
+        runs = seeds(full)[:3]  # as many for Mix-PPG as for the others
+        clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in runs]
+        row = [title, *(spread([at(rows, rollouts) for rows in runs]) for rollouts in (EARLY, LATE))]
+        rows.append([*row, f"{100 * fmean(clipped):.2f} %"])
+    return markdown(["clip", *SHAPE[:2], "replayed tokens beyond Mix-PPG's band"], rows)
 
 
 def sibling_names() -> dict[str, str]:
@@ -226,6 +231,26 @@ TABLES = {name.removeprefix("table_"): make for name, make in globals().items() 
 # ---------------------------------------------------------------------------------------------------- figures
 
 
+def code(file: str, name: str) -> str:
+    """A function of a file as it stands there, without its docstring."""
+    source = (ROOT / file).read_text()
+    function = next(
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    lines = source.splitlines()[function.lineno - 1 : function.end_lineno]
+    doc = function.body[0]
+    if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+        del lines[doc.lineno - function.lineno : doc.end_lineno - function.lineno + 1]
+    return "```python\n" + "\n".join(lines) + f"\n```\n[`{file}`](../{file}), `{name}`"
+
+
+def lines(file: str, title: str) -> str:
+    """The lines below a comment that starts with `# --- title` or `# ----- title`, up to the next empty line."""
+    source = (ROOT / file).read_text()
+    found = re.search(rf"^( *)# -+ {re.escape(title)}[^\n]*\n(.*?)\n\n", source, re.DOTALL | re.MULTILINE)
+    return "```python\n" + textwrap.dedent(found[2]) + f"\n```\n[`{file}`](../{file})"
+
+
 def folders(names: dict[str, str]) -> dict[str, list[Path]]:
     """title -> the run folders of its seeds, for plot.plot_runs."""
     return {
@@ -255,6 +280,7 @@ def figure_settings() -> None:
     axes[1].legend(frameon=False)
     for kind, values in {"m": ["1", "2", "3", "4"], "N": ["1", "2", "3", "4"]}.items():
         names = {"m1": "ablation/no-utd", "m2": "methods/remix-ppo", "N2": "methods/remix-ppo"}
+        values = [v for v in values if (kind, v) != ("N", "3")]
         of = [seeds(names.get(kind + v, f"settings/{kind}{v}"))[:3] for v in values]
         colour = COLOURS[0] if kind == "m" else COLOURS[4]
         mean_and_range(axes[2], [int(v) for v in values], [[at(rows, EARLY) for rows in runs] for runs in of],
@@ -323,16 +349,17 @@ def figures() -> None:
     figure_siblings()
 
 
+def fill(mark: re.Match) -> str:
+    kind, what = mark[2], mark[3].split(maxsplit=1)
+    content = TABLES[what[0]]() if kind == "table" else code(*what) if kind == "code" else lines(*what)
+    return f"{mark[1]}\n{content}\n\n{mark[4]}"
+
+
 def main() -> None:
     check, wrong = "--check" in sys.argv[1:], []
     for page in PAGES:
         old = page.read_text()
-        new = re.sub(
-            r"(<!-- table (\w+) -->\n).*?(<!-- /table -->)",
-            lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[3]}",
-            old,
-            flags=re.DOTALL,
-        )
+        new = re.sub(r"(<!-- (table|code|lines) (.+?) -->\n).*?(<!-- /\2 -->)", fill, old, flags=re.DOTALL)
         if check and new != old:
             wrong.append(page.name)
         elif new != old:

@@ -9,10 +9,10 @@ add() { # NAME FLAGS
   done
 }
 for p in 0.1 0.2 0.3 0.5; do add "p$p" "--off_policy_ratio $p"; done
-for m in 1 3 4; do add "m$m" "--utd_ratio $m"; done
-for T in 4 18; do add "T$T" "--reincarnation_step $T"; done
+for m in 3 4; do add "m$m" "--utd_ratio $m"; done
+for T in 4; do add "T$T" "--reincarnation_step $T"; done
 add Tnever "--reincarnation_step 0"
-for N in 1 3 4; do add "N$N" "--replay_window $N"; done
-for weight in 0 0.5 off; do add "lambda$weight" "--kl_convex $weight"; done
+for N in 1 4; do add "N$N" "--replay_window $N"; done
+for weight in 0; do add "lambda$weight" "--kl_convex $weight"; done
 add precedent-current "--precedent current"
 run_jobs runs/settings "${jobs[@]}"

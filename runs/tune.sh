@@ -5,7 +5,7 @@ source "$(dirname "$0")/lib.sh"
 jobs=()
 add() { # NAME FLAGS
   for lr in 1e-4 3e-4 1e-3; do
-    jobs+=("$1-lr$lr $study --steps 12 --reincarnation_step 6 --kl_convex schedule:2,1 --seed 100 --lr $lr $2")
+    jobs+=("$1-lr$lr $study --steps 12 --reincarnation_step 6 --kl_convex schedule:2,1 --eval_every 4 --seed 100 --lr $lr $2")
   done
 }
 for algo in ppo grpo; do

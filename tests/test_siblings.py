@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import loss
-from siblings import SIBLINGS, bapo_bounds, engine_weight, m2po_cut
+from siblings import SIBLINGS, bapo_bounds, engine_weight, m2po_cut, sibling_loss
 
 EPS = 0.2
 LENGTHS = [9, 5, 1, 0, 7, 2]  # one response has no tokens, as the dummy row of a rank that is out of work
@@ -495,3 +495,31 @@ def test_engine_weight(kind, expected):
 def test_unknown_engine_weight_is_an_error():
     with pytest.raises(ValueError, match="tos"):
         engine_weight(torch.zeros(1, 1), torch.zeros(1, 1), "tos")
+
+
+@pytest.mark.parametrize("per", ["token", "response", "constant"])
+def test_what_a_loss_is_divided_by(per):
+    """Two micro-batches of one mini-batch: 5 + 3 tokens, 3 responses, 10 tokens a response at most."""
+    name = dict(token="ppo", response="asymre", constant="dr_grpo")[per]
+    sibling = SIBLINGS[name]
+    assert sibling.per == per
+    rng = np.random.default_rng(20)
+    total = 0.0
+    logps, A, lengths = np.log(rng.uniform(0.1, 0.9, (3, 3))), rng.normal(size=(3, 3)), [3, 2, 3]
+    mask = np.array([[float(t < n) for t in range(3)] for n in lengths])
+    for rows in ([0, 1], [2]):
+        x = {
+            k: torch.tensor(v[rows])
+            for k, v in dict(logp=logps, logp_k=logps, logp_b=logps, advantages=A, mask=mask).items()
+        }
+        total += sibling_loss(sibling, x | dict(clip_eps=0.2), 1, tokens=8, responses=3, max_tokens=10).item()
+    if per == "response":
+        expected = -(A * logps * mask).sum() / 3
+    else:
+        expected = -(A * mask).sum() / (8 if per == "token" else 30)  # r = 1: the clipped loss is -A
+    assert total == pytest.approx(expected, abs=1e-12)
+    if per != "response":
+        half = [
+            sibling_loss(sibling, x | dict(clip_eps=0.2), w, tokens=8, responses=3, max_tokens=10) for w in (1, 0.5)
+        ]
+        assert half[1].item() == pytest.approx(half[0].item() / 2)
