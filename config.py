@@ -105,7 +105,9 @@ class Config:
     # fmt: on
 
 
-CHANGEABLE = ("out", "steps", "save_every", "grader_workers")  # may differ when a run goes on
+# May differ when a run goes on. Those of the second line change memory and, at most, the rounding
+CHANGEABLE = ("out", "steps", "save_every", "grader_workers",
+              "tokens_per_micro_batch", "gradient_checkpointing", "gpu_memory", "tensor_parallel", "shard")  # fmt: skip
 
 
 def parse_config(argv: list[str] | None = None) -> Config:

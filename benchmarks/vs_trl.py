@@ -36,7 +36,7 @@ PINNED = ("transformers", "datasets", "numpy", "sympy", "math-verify")  # as in 
 
 PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0"
 REMIX = "--reincarnation_step 30"  # train.sh's embedded recipe; p, N, m are the defaults
-LRS, UPDATES, SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), (1, 4), (1, 2, 3)
+LRS, UPDATES, SEEDS = ("1e-4", "3e-4", "1e-3"), (1, 4), (1, 2, 3)
 PHASES = ("rollout", "reward", "frozen", "update")
 
 VOCABULARY, MEAN_TOKENS = 16384, 75  # of the uneven setting

@@ -7,6 +7,7 @@ A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, over
 """
 
 import ast
+import functools
 import re
 import sys
 import textwrap
@@ -27,6 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "walkthrough.md"]
 EARLY, LATE = 925, 2460  # rollouts: the mixing half of a run (12 steps of 0.6 * 128), and all of it
 
 
+@functools.cache
 def seeds(name: str) -> list[list[dict]]:
     """The runs FOLDER/NAME-seed* as lists of rows. Empty when they have not been made."""
     folder, _, label = name.rpartition("/")

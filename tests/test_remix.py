@@ -474,6 +474,7 @@ def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
     config.check_out(cfg)  # an empty one
     checkpoint.write_json(tmp_path / "run" / "config.json", vars(cfg))
     config.check_out(bad("--out", tmp_path / "run", "--steps", 999))  # the same run, longer
+    config.check_out(bad("--out", tmp_path / "run", "--tokens_per_micro_batch", 5))  # the same, in less memory
     with pytest.raises(ValueError, match="--utd_ratio 3: the run in --out .* has --utd_ratio 2"):
         config.check_out(bad("--out", tmp_path / "run", "--utd_ratio", 3))
     (tmp_path / "thesis").mkdir()
