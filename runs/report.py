@@ -68,14 +68,15 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 # ---------------------------------------------------------------------------------------------------- tables
 
-METHODS = {"remix-ppo": "ReMix-PPO", "ppo": "PPO", "remix-grpo": "ReMix-GRPO", "grpo": "GRPO"}
+METHODS = {"remix-ppo": "ReMix-PPO", "ppo": "PPO", "ppo-lr3e-4": "PPO at ReMix-PPO's rate", "remix-grpo": "ReMix-GRPO",
+           "grpo": "GRPO"}  # fmt: skip
 ABLATION = {
     "methods/remix-ppo": "full ReMix-PPO",
     "ablation/no-utd": "without UTD (m = 1)",
     "ablation/no-kl-convex": "without KL-Convex",
     "ablation/no-reincarnation": "without reincarnation",
     "ablation/mix-ppg": "without all three (plain Mix-PPG)",
-    "methods/ppo": "PPO",
+    "methods/ppo-lr3e-4": "PPO at the same rate",
 }
 SETTINGS = {
     "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "": "0.4", "p0.5": "0.5"},
@@ -97,8 +98,9 @@ def table_methods() -> str:
     lines = []
     for name, title in METHODS.items():
         runs = seeds(f"methods/{name}")
+        lr = name.partition("-lr")[2] or best_lr.best_lr(name)
         cells = [
-            f"{title} (lr {best_lr.best_lr(name)})",
+            f"{title} (lr {lr})",
             accuracy(f"methods/{name}", EARLY),
             accuracy(f"methods/{name}", LATE),
         ]
