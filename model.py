@@ -266,10 +266,14 @@ def pad(rows: list[Tensor], device: str) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
+PADDING = 64  # tokens
+
+
 def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
     """Deal samples to ranks and cut each rank's share into micro-batches of similar length.
 
-    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone).
+    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone). A micro-batch also ends
+    where its padding comes to more than a micro-batch costs by itself (PADDING) and more than 5 % of its tokens.
     -> for each rank its micro-batches (lists of indices); as many for every rank, some may be empty: FSDP's collectives
     need every rank to run each of them. Depends on nothing but its arguments, so all ranks agree without talking.
     """
@@ -277,11 +281,14 @@ def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list
     shares: list[list[list[int]]] = []
     for rank in range(world):
         batches: list[list[int]] = []
+        longest = real = 0
         for i in order[rank::world]:
-            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            padded, real = longest * (len(batches[-1]) + 1 if batches else 0), real + lengths[i]
+            if batches and padded <= budget and padded - real <= max(PADDING, 0.05 * real):
                 batches[-1].append(i)
             else:
                 batches.append([i])
+                longest = real = lengths[i]
         shares.append(batches)
     most = max(len(batches) for batches in shares)
     return [batches + [[] for _ in range(most - len(batches))] for batches in shares]

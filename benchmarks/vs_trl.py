@@ -421,9 +421,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps, one repeat, one setting of the grid")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers")
     options = parser.parse_args()
-    unknown = set(options.settings.split(",")) - set(SHAPES)
+    unknown = set(options.settings.split(",")) - {"embedded", "uneven", "canned"}
     if unknown:
-        parser.error(f"--settings {options.settings}: {', '.join(unknown)} is none of {', '.join(SHAPES)}")
+        parser.error(f"--settings {options.settings}: {', '.join(unknown)} is none of embedded, uneven, canned")
     if options.quick:
         options.steps, options.repeats = options.steps or 2, 1
         SHAPES["embedded"]["warmup"] = 1
@@ -439,11 +439,12 @@ def main() -> None:
         results["embedded"] = step_rates("embedded", options, base, "embedded")
     if options.to:
         results["to"] = to_mark(options, base)
-    if "uneven" in options.settings:
+    if "uneven" in options.settings or "canned" in options.settings:
         model = make_uneven_model().relative_to(ROOT)
         steps = max(options.steps or SHAPES["uneven"]["steps"], SHAPES["uneven"]["warmup"] + 1)
         data, canned = (p.relative_to(ROOT) for p in make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps))
-        results["uneven"] = step_rates("uneven", options, model, "uneven")
+        if "uneven" in options.settings:
+            results["uneven"] = step_rates("uneven", options, model, "uneven")
         results["canned"] = step_rates("uneven", options, model, "canned", data, canned)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results) + "\n")

@@ -18,7 +18,9 @@ one_job() {
   shift 2
   mkdir -p "$folder/logs"
   log="$folder/logs/$name.txt"
-  grep -q "^done: " "$log" 2> /dev/null && exit 0
+  exec 9>> "$log"
+  flock -n 9 || exit 0 # another shell is at it
+  grep -q "^done: " "$log" && exit 0
   echo "\$ bash train.sh tiny $* --out $folder/$name" >> "$log"
   bash train.sh tiny "$@" --out "$folder/$name" >> "$log" 2>&1 || { echo "$name FAILED: see $log"; exit 0; }
   rm -rf "$folder/$name/checkpoints" "$folder/$name/model" "$folder/$name/curve.png"

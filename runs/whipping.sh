@@ -7,7 +7,7 @@ equals=runs/whipping/equals.txt # another prompt: the problem and an equals sign
 mkdir -p runs/whipping && printf '{problem} =' > $equals
 jobs=()
 for seed in ${SEEDS:-0 1 2}; do
-  common="$study --reincarnation_step 0 --kl_convex off --lr $(lr remix-ppo) --seed $seed"
+  common="$study --steps 16 --eval_every 8 --reincarnation_step 0 --kl_convex off --lr $(lr remix-ppo) --seed $seed"
   for p in 0 0.5; do
     replay="--off_policy_ratio $p --utd_ratio 2"
     jobs+=("p$p-seed$seed $common $replay"

@@ -139,10 +139,18 @@ def test_micro_batches_deal_everything_once_and_run_in_step(world):
     assert micro_batches([5], 10, 2) == [[[0]], [[]]]
 
 
-def test_realistic_lengths_are_padded_by_less_than_five_percent():
+@pytest.mark.parametrize("budget", [16384, 65536])
+def test_realistic_lengths_are_padded_by_less_than_five_percent(budget):
     lengths = np.random.default_rng(2).gamma(2.0, 1500, 256).clip(50, 8192).astype(int).tolist()
-    batches = micro_batches(lengths, 16384, 1)[0]
+    batches = micro_batches(lengths, budget, 1)[0]
     assert sum(max(lengths[i] for i in b) * len(b) for b in batches) < 1.05 * sum(lengths)
+
+
+def test_a_large_budget_does_not_pad_short_samples_to_the_longest():
+    lengths = [256, 256, 144, 144, 80, 80, 48, 48, 32, 32, 24, 24, 16, 16, 12, 12]
+    batches = micro_batches(lengths, 10**6, 1)[0]
+    assert 1 < len(batches) < 8
+    assert all(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) <= model.PADDING for b in batches)
 
 
 def test_eos_gets_a_gradient(base, group, tokenizer):
