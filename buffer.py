@@ -74,7 +74,7 @@ def draw_window(entries: list[Entry], count: int, rng: np.random.Generator) -> l
 
 def draw_repo(entries: list[Entry], count: int, prompts: set[tuple[int, ...]]) -> list[Entry]:
     """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts that have just been
-    sampled, newest first. A prompt keeps its last N groups, however old."""
+    sampled, newest first. A prompt keeps its last N groups, however old. Nothing is replayed in the first epoch."""
     return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
 
 

@@ -8,9 +8,11 @@ import argparse
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 import loss
 from data import get_prompt
@@ -59,11 +61,11 @@ class Config:
     # other methods, for comparison
     loss: str = flag("mix_ppg", "policy loss: mix_ppg is ReMix's (Eq. 3), the others stand in siblings.py", choices=("mix_ppg", *SIBLINGS))
     replay: str = flag("window", "how replayed groups are kept and drawn: window is ReMix's, the others stand in buffer.py", choices=("window", "repo", "buffer_matters", "on_policyness"))
-    sampler_lag: int = flag(0, "k: the sampler runs with the weights of k steps ago, as in asynchronous training [steps]")
+    sampler_lag: int = flag(0, "k: the sampler runs with the weights of k steps ago, as in asynchronous training, after reincarnation too [steps]")
     engine_weight: str = flag("off", "weight on fresh and replayed tokens for the sampler's own error, with --behaviour_logp trainer", choices=("off", "tis", "icepop"))
 
     # loss
-    clip_eps: float = flag(0.2, "eps, half width of the clip band around c [ratio] (TinyZero / DeepScaleR)")
+    clip_eps: float = flag(0.2, "eps, half width of the clip band around c [ratio]; other losses have their own, but ppo, decoupled_ppo, dr_grpo (TinyZero / DeepScaleR)")
     geppo_clip: bool = flag(False, "divide eps by sum_i nu_i (i + 1), the batch's mean age + 1 (GePPO)")
     kl_coef: float = flag(0.001, "beta, weight of the KL constraint; 0 = no anchor (TinyZero / DeepScaleR)")
     kl_estimator: str = flag("k3", "KL estimator; exact holds (T, V) log-probs a response: small vocabularies only", choices=("k1", "k2", "k3", "exact"))
@@ -139,6 +141,8 @@ def kl_convex_weight(cfg: Config, step: int) -> float:
     name, _, numbers = cfg.kl_convex.partition(":")
     if name == "schedule":
         start, every = map(int, (numbers or "50,10").split(","))
+        if every < 1:
+            raise ValueError("EVERY must be at least 1")
         return loss.kl_convex_lambda(step, start, every)
     return 1.0 if cfg.kl_convex == "off" else float(cfg.kl_convex)
 
@@ -186,11 +190,18 @@ def check_config(cfg: Config) -> None:
              "add --behaviour_logp trainer")  # fmt: skip
         per_token = cfg.loss == "mix_ppg" or SIBLINGS[cfg.loss].per != "response"
         need(per_token, "engine_weight", f"weighs tokens, and --loss {cfg.loss} is one term a response; use off")
+    vllm = cfg.engine == "vllm" or (cfg.engine == "auto" and find_spec("vllm") is not None)
     need(
-        cfg.tensor_parallel == 1 or cfg.engine != "hf",
-        "tensor_parallel",
-        "is for vLLM; --engine hf cannot split a model",
+        cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed or not chosen; use 1"
     )
+    flash = cfg.dtype == "bfloat16" and is_flash_attn_2_available()
+    need(
+        cfg.attention == "sdpa" or flash,
+        "attention",
+        "needs a GPU, --dtype bfloat16 and the package flash-attn; use sdpa",
+    )
+    clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
+    need(cfg.loss in clips or not cfg.geppo_clip, "geppo_clip", f"does nothing with --loss {cfg.loss}; leave it out")
     need(cfg.top_p == 1, "top_p", "training must sample from the full distribution, or every importance ratio is wrong; "
          "use 1 (--eval_top_p is the one for evaluation)")  # fmt: skip
     need(0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]")

@@ -1,7 +1,7 @@
 """One figure from the metrics.jsonl of one or several runs.
 
     python plot.py runs/remix-ppo-seed0 runs/remix-ppo-seed1 runs/ppo-seed0 --out curve.png
-    python plot.py runs/*-seed* --out runs/compare.png --table --at 5000
+    python plot.py runs/methods/*-seed* --out methods.png --table --at 900
 
 Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks good on one of the
 three can look bad on another. Bottom: response length, self-reflection and the mean importance ratio by data age,

@@ -265,7 +265,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         # ------------------------------------------------------------ roll out: (1 - p) P fresh prompts, or P
         n_fresh = fresh_prompts(step, cfg.prompts_per_step, ratio)
         again = []  # problems that failed before, at most a quarter
-        if cfg.replay == "buffer_matters":
+        looks_for_contrast = cfg.replay == "buffer_matters" and mixing
+        if looks_for_contrast:
             again = [buffer.failed.popleft() for _ in range(min(n_fresh // 4, len(buffer.failed)))]
         new_prompts = n_fresh - len(again)
         chosen = again + prompt_order(len(problems), state["position"], new_prompts, cfg.seed)
@@ -318,7 +319,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 r.logp_b = logp
 
         # ------------------------------------------------------------ mix with replay (Mix-PPG)
-        if cfg.replay == "buffer_matters":
+        if looks_for_contrast:
             buffer.failed.extend(chosen[i] for i, group in enumerate(fresh) if mean_reward(group) == 0)
             fresh = [group for group in fresh if 0 < mean_reward(group) < 1] or fresh
         count = cfg.prompts_per_step - n_fresh
@@ -458,7 +459,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                         age = torch.tensor([min(step - r.step, n_ages - 1) for r in part], device=device)  # (B,)
                         ages.index_add_(0, age, loss.ratio_sums(logp, logp_k, logp_b, A, mask, clip_eps))
                         if replayed:
-                            quarters += loss.ratio_by_quarter(logp, logp_b, mask * (age > 0)[:, None])
+                            old_ones = torch.tensor([r.step < sampled for r in part], device=device)[:, None]
+                            quarters += loss.ratio_by_quarter(logp, logp_b, mask * old_ones)
                         gap += ((logp - logp_b).abs() * mask * (age == 0)[:, None]).sum()
                 if world > 1:
                     for x in (sums, ages, quarters, gap):

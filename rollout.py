@@ -212,7 +212,7 @@ class HFEngine:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         draws = [torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-        uniform = torch.stack(draws).to(device)
+        uniform, eos = torch.stack(draws).to(device), torch.tensor(self.eos, device=device)
         tokens = torch.full((len(prompts), max_tokens), self.eos[0], device=device)
         logps = torch.zeros(len(prompts), max_tokens, device=device)
         length = torch.full((len(prompts),), max_tokens, device=device)
@@ -226,7 +226,7 @@ class HFEngine:
             token = torch.searchsorted(summed, uniform[alive, t, None] * summed[:, -1:], right=True)
             token = token.clamp(max=logp.shape[1] - 1)  # rounding could pass the end
             tokens[alive, t], logps[alive, t] = token[:, 0], logp.gather(-1, token)[:, 0]
-            ends = torch.isin(token[:, 0], torch.tensor(self.eos, device=device)) & ~finished[alive]
+            ends = torch.isin(token[:, 0], eos) & ~finished[alive]
             length[alive[ends]] = t + 1
             finished[alive[ends]] = True
             going = ~finished[alive]

@@ -14,7 +14,7 @@ SIBLINGS says what else a method needs:
 
 [open] = the source does not say, or says two things; our choice is in the docstring of the method.
 Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong penalty (sampling and
-reward), OAPL's engine that is synchronised every L steps (schedule; here the lag is the replay buffer's age), Kimi's
+reward), OAPL's engine that is synchronised every L steps (here data is old by the buffer and by --sampler_lag), Kimi's
 length reward. Left out for simplicity: AReaL's optional cap on pi_k / pi_b, the dual clip in BAPO's released code,
 GSPO-token (the same gradient as GSPO while a response has one advantage).
 """
@@ -246,7 +246,7 @@ def bapo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: 
 def engine_weight(
     logp_trainer: Tensor, logp_engine: Tensor, kind: str, cap: float = 2.0, low: float = 0.5, high: float = 5.0
 ) -> Tensor:
-    """Weight of each token, (B, T), for the gap between the trainer's and the sampling engine's log-prob of one and the
+    """Weight of each token, any shape, for the gap between the trainer's and the sampling engine's log-prob of one and the
     same policy; multiplies any loss that is built on the trainer's log-probs. No gradient.
 
     tis: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL

@@ -17,6 +17,9 @@ def scores(method: str) -> dict[str, float]:
     for folder in sorted(TUNE.glob(f"{method}-lr*")):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps = json.loads((folder / "config.json").read_text())["steps"]
+        log = (TUNE / "logs" / f"{folder.name}.txt").read_text()
+        if rows[-1]["step"] < steps and "the run stops before this update" not in log:
+            raise SystemExit(f"{folder.name} is not finished; run bash runs/tune.sh")
         if rows[-1]["step"] == steps:
             found[folder.name.removeprefix(f"{method}-lr")] = fmean(
                 r["eval/pass@1"] for r in rows if "eval/pass@1" in r

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 5. The clip of ReMix-PPO: Mix-PPG's moving centre (runs/methods) against the behaviour policy as centre, AReaL's decoupled
-# form, GePPO's width and V-trace, Three seeds, the full method's rate.
+# form, GePPO's width and V-trace. Three seeds, the full method's rate.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 jobs=()

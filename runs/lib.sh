@@ -19,10 +19,10 @@ one_job() {
   mkdir -p "$folder/logs"
   log="$folder/logs/$name.txt"
   exec 9>> "$log"
-  flock -n 9 || exit 0 # another shell is at it
+  flock -n 9 || { echo "$name: another shell is at it" && exit 0; }
   grep -q "^done: " "$log" && exit 0
   echo "\$ bash train.sh tiny $* --out $folder/$name" >> "$log"
-  bash train.sh tiny "$@" --out "$folder/$name" >> "$log" 2>&1 || { echo "$name FAILED: see $log"; exit 0; }
+  bash train.sh tiny "$@" --out "$folder/$name" >> "$log" 2>&1 9>&- || { echo "$name FAILED: see $log"; exit 0; }
   rm -rf "$folder/$name/checkpoints" "$folder/$name/model" "$folder/$name/curve.png"
   echo "$name: $(grep 'pass@1' "$log" | tail -n 1)"
 }

@@ -30,9 +30,13 @@ EARLY, LATE = 925, 2460  # rollouts: the mixing half of a run (12 steps of 0.6 *
 
 @functools.cache
 def seeds(name: str) -> list[list[dict]]:
-    """The runs FOLDER/NAME-seed* as lists of rows. Empty when they have not been made."""
+    """The runs FOLDER/NAME-seed* as lists of rows; empty when they have not been made. SystemExit where one is not whole."""
     folder, _, label = name.rpartition("/")
-    return [list(read_run(path)[0].values()) for path in sorted((RUNS / folder).glob(f"{label}-seed[0-9]"))]
+    runs = [read_run(path) for path in sorted((RUNS / folder).glob(f"{label}-seed[0-9]"))]
+    for rows, config in runs:
+        if max(rows) < config["steps"]:
+            raise SystemExit(f"{name}: a run stopped at step {max(rows)} of {config['steps']}; go on with its script")
+    return [list(rows.values()) for rows, _ in runs]
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -207,7 +211,7 @@ def sibling_title(name: str) -> str:
         "remix-grpo": "**ReMix-GRPO** (five seeds)", "grpo": "GRPO (five seeds)",
         "replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
         "replay-on_policyness": "`--replay on_policyness --replay_window 5`",
-        "replay-repo": "`--replay repo`, 128 problems", "replay-window": "ReMix-GRPO, 128 problems",
+        "replay-repo": "`--replay repo`, 32 problems", "replay-window": "ReMix-GRPO, 32 problems",
         "lag2": "`--sampler_lag 2`", "lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
     }  # fmt: skip
     return titles[label]
@@ -274,7 +278,10 @@ def figure_settings() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
     ps = [0.1, 0.2, 0.4, 0.5]
     runs = [seeds("methods/remix-ppo" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
-    for key, label, colour in ((EARLY, f"at {EARLY} rollouts", COLOURS[0]), (LATE, "at the end", COLOURS[1])):
+    for key, label, colour in (
+        (EARLY, f"at {EARLY} rollouts", COLOURS[0]),
+        (LATE, f"at {LATE:,} (p = 0.5: 2,304)", COLOURS[1]),
+    ):
         mean_and_range(axes[0], ps, [[at(rows, key) for rows in of] for of in runs], color=colour, label=label)
     axes[0].set(title="Accuracy against p", xlabel="p, share of replayed data", ylabel="pass@1 [%]")
     axes[0].legend(frameon=False)

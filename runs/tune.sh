@@ -19,8 +19,8 @@ add mix-ppg "--utd_ratio 1 --kl_convex off --reincarnation_step 0"
 for loss in $(.venv/bin/python -c "from siblings import SIBLINGS; print(*SIBLINGS)"); do
   add "loss-$loss" "--algo grpo --loss $loss"
 done
-add replay-repo "--algo grpo --replay repo --limit 128"
-add replay-window "--algo grpo --limit 128"
+add replay-repo "--algo grpo --replay repo --limit 32"
+add replay-window "--algo grpo --limit 32"
 add replay-buffer_matters "--algo grpo --replay buffer_matters --replay_window 5"
 add replay-on_policyness "--algo grpo --replay on_policyness --replay_window 5"
 run_jobs runs/tune "${jobs[@]}"
