@@ -141,7 +141,7 @@ SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}", "best", "length", "reflection"]
 
 
 def table_ablation() -> str:
-    return markdown(["variant", *SHAPE], [[title, *shape(name)] for name, title in ABLATION.items()])
+    return markdown(["variant", *SHAPE], [[title, *shape(name)] for name, title in ABLATION.items() if seeds(name)])
 
 
 def table_settings() -> str:
@@ -150,6 +150,8 @@ def table_settings() -> str:
         for name, value in values.items():
             full = f"settings/{name}" if name else "methods/remix-ppo"
             runs = seeds(full)[:3]  # as many seeds for the default as for the others
+            if not runs:
+                continue
             ages = ("log_ratio_sq/age1", "log_ratio_sq/age2")
             ratio = [fmean(mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)) for rows in runs]
             moment = [mean_of(rows, ages[0], 2) for rows in runs]
@@ -167,6 +169,8 @@ def table_whipping() -> str:
     for kind, title in {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}.items():
         for p in ("0", "0.5"):
             runs = seeds(f"whipping/p{p}{kind}")
+            if not runs:
+                continue
             quarters = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)] for rows in runs]
             ratio = " / ".join(f"{fmean(column):.3f}" for column in zip(*quarters, strict=True)) if p != "0" else "–"
             move = [
@@ -354,7 +358,9 @@ def figure_siblings() -> None:
 
 def figures() -> None:
     plot_runs(folders({f"methods/{name}": title for name, title in METHODS.items()}), RUNS / "methods" / "methods.png")
-    plot_runs(folders(ABLATION), RUNS / "ablation" / "ablation.png")
+    plot_runs(
+        folders({name: title for name, title in ABLATION.items() if seeds(name)}), RUNS / "ablation" / "ablation.png"
+    )
     figure_settings()
     figure_whipping()
     figure_siblings()
