@@ -273,7 +273,8 @@ def folders(names: dict[str, str]) -> dict[str, list[Path]]:
 
 
 def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None:
-    """runs: for each x the values of the seeds."""
+    """runs: for each x the values of the seeds; an x without any is left out."""
+    x, runs = zip(*((at_x, values) for at_x, values in zip(x, runs, strict=True) if values), strict=True)
     ax.plot(x, [fmean(v) for v in runs], marker="o", ms=4, **style)
     ax.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], alpha=0.15, lw=0, color=style.get("color"))
 
@@ -318,6 +319,8 @@ def figure_whipping() -> None:
     axes[1].set(title="Self-reflection", xlabel="training step", ylabel="% of responses", ylim=(0, None))
     for kind, label, colour in (("", "as trained", COLOURS[1]), ("-limit40", "limit of 40 tokens", COLOURS[2])):
         runs = seeds(f"whipping/p0.5{kind}")
+        if not runs:
+            continue
         values = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for rows in runs] for q in (1, 2, 3, 4)]
         mean_and_range(axes[2], [1, 2, 3, 4], values, color=colour, label=label)
     axes[2].set(
