@@ -115,6 +115,27 @@ def test_reasoning_is_often_wrong_and_the_check_always_mends_it():
     assert 0.4 < mended / DRAWS < 0.65
 
 
+def test_a_check_that_does_not_mend_repeats_the_first_pass():
+    rng, settings, slipped = random.Random(1), bm.BaseModel(mending=0), 0
+    for _ in range(300):
+        terms = bm.draw_problem(rng, 6)
+        text = bm.demonstration(rng, terms, "check", settings)
+        first = [int(x) for x in re.findall(r"= (\d+)", text)]
+        assert [int(x) for x in re.findall(r"makes (\d+)", text)] == first
+        assert text.endswith(f"\\boxed{{ {first[-1]} }}")
+        slipped += first[-1] != sum(terms)
+    assert 100 < slipped < 290
+
+
+def test_a_model_name_gives_its_settings():
+    assert bm.named("tiny") == bm.BaseModel()
+    assert bm.named("tiny:mending=0,steps=5") == bm.BaseModel(mending=0.0, steps=5)
+    for name, words in {"tiny:mend=0": "no setting 'mend'", "tiny:steps=many": "'many' is no value for steps",
+                        "tiny:mending=2": "mending must be between 0 and 1"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            bm.named(name)
+
+
 def test_demonstrations_leave_out_the_test_problems_and_have_the_shares():
     settings = bm.BaseModel(steps=200, batch_size=50, check_steps=0.4)
     pairs = bm.demonstrations(settings)
