@@ -147,6 +147,8 @@ def table_ablation() -> str:
 def table_settings() -> str:
     lines = []
     for setting, values in SETTINGS.items():
+        if not any(name and seeds(f"settings/{name}") for name in values):
+            continue  # not run yet
         for name, value in values.items():
             full = f"settings/{name}" if name else "methods/remix-ppo"
             runs = seeds(full)[:3]  # as many seeds for the default as for the others
@@ -202,7 +204,8 @@ def sibling_names() -> dict[str, str]:
     names |= {
         f"siblings/{n}": n for n in ("replay-buffer_matters", "replay-on_policyness", "replay-repo", "replay-window")
     }
-    return names | {"siblings/lag2": "remix-grpo", "siblings/lag2-loss-ppo": "loss-ppo"}
+    names |= {"siblings/lag2": "remix-grpo", "siblings/lag2-loss-ppo": "loss-ppo"}
+    return {name: rate for name, rate in names.items() if seeds(name)}
 
 
 def sibling_title(name: str) -> str:
@@ -298,6 +301,8 @@ def figure_settings() -> None:
     for kind, values in {"m": ["1", "2", "3"], "N": ["1", "2", "4"]}.items():
         names = {"m1": "ablation/no-utd", "m2": "methods/remix-ppo", "N2": "methods/remix-ppo"}
         of = [seeds(names.get(kind + v, f"settings/{kind}{v}"))[:3] for v in values]
+        if sum(map(bool, of)) < 2:
+            continue  # not run yet
         colour = COLOURS[0] if kind == "m" else COLOURS[4]
         mean_and_range(axes[2], [int(v) for v in values], [[at(rows, EARLY) for rows in runs] for runs in of],
                        color=colour, label={"m": "m, UTD ratio", "N": "N, window"}[kind])  # fmt: skip
