@@ -106,13 +106,15 @@ class Buffer:
     def push(self, groups: list[list[Response]], step: int) -> None:
         """Store one step's fresh groups (given whole, on every rank); what is too old falls out."""
         for number, group in enumerate(groups):
-            here = number % self.ranks == self.rank
-            for response in group if here else []:
+            for response in group:
                 for name in SCRATCH:
                     setattr(response, name, None)
-            entry = Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None)
-            self.entries.append(entry)
+            self.add(group, step, number)
         self.forget(step)
+
+    def add(self, group: list[Response], step: int, number: int) -> None:
+        here = number % self.ranks == self.rank
+        self.entries.append(Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None))
 
     def forget(self, step: int) -> None:
         if self.kind == "repo":  # the last N groups of each prompt
@@ -164,9 +166,4 @@ class Buffer:
         self.clear()
         self.failed.extend(state["failed"])
         for row in state["entries"]:
-            group = [Response(**response) for response in row["group"]]
-            here = row["number"] % self.ranks == self.rank
-            entry = Entry(
-                row["step"], row["number"], tuple(group[0].prompt), mean_reward(group), group if here else None
-            )
-            self.entries.append(entry)
+            self.add([Response(**response) for response in row["group"]], row["step"], row["number"])

@@ -208,7 +208,7 @@ def check_config(cfg: Config) -> None:
     need(0 < cfg.gpu_memory < 1, "gpu_memory", "is a share, between 0 and 1")
     try:
         ok = 0 <= kl_convex_weight(cfg, 1) <= 1
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         ok = False
     need(ok, "kl_convex", "must be schedule, schedule:START,EVERY, off or a number in [0, 1]")
 
