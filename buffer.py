@@ -40,6 +40,13 @@ class Response:
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
 
+    def __getstate__(self) -> dict:
+        """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty times an array's."""
+        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
+
 
 SCRATCH = ("logp_k", "logp_prev", "values", "advantages", "returns")  # recomputed every step, never stored
 STORED = [field.name for field in fields(Response) if field.name not in SCRATCH]

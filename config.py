@@ -83,7 +83,7 @@ class Config:
     grad_clip: float = flag(1.0, "largest gradient norm (TinyZero / DeepScaleR)")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, about 1/3 more time")
     attention: str = flag("sdpa", "attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding", choices=("sdpa", "flash_attention_2"))
-    shard: str = flag("node", "FSDP2 shards weights over the GPUs of a node, each node holding all of them (HSDP), or over all GPUs", choices=("node", "all"))
+    shard: str = flag("auto", "weights: node = FSDP2 over a node's ranks, each node holding all of them (HSDP); all = FSDP2 over all ranks; none = a whole copy a rank (small models); auto = node on GPU, none on CPU", choices=("auto", "node", "all", "none"))
     dtype: str = flag("auto", "compute precision; master weights are float32; auto = bfloat16 on GPU, float32 on CPU", choices=("auto", "float32", "bfloat16"))
 
     # sampling
@@ -131,8 +131,9 @@ def parse_config(argv: list[str] | None = None) -> Config:
     cfg.entropy_coef = (0.0 if grpo else 0.001) if math.isnan(cfg.entropy_coef) else cfg.entropy_coef
     cfg.eval_max_tokens = cfg.eval_max_tokens or cfg.max_tokens
     cfg.format = cfg.format or get_prompt(cfg.prompt).format
-    if cfg.dtype == "auto":
-        cfg.dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    gpu = torch.cuda.is_available()
+    cfg.dtype = ("bfloat16" if gpu else "float32") if cfg.dtype == "auto" else cfg.dtype
+    cfg.shard = ("node" if gpu else "none") if cfg.shard == "auto" else cfg.shard
     return cfg
 
 

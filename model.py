@@ -7,6 +7,7 @@ the distribution that the sampler draws from.
 """
 
 import functools
+import math
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -173,10 +174,11 @@ class Critic(nn.Module):
 @functools.cache
 def device_mesh(device: str, shard: str) -> DeviceMesh:
     """The ranks as FSDP2 sees them. "all": one line of shards over every rank. "node": where there are several nodes, each
-    holds a whole set of shards (HSDP), so that only gradients cross the network, once a mini-batch (`last_micro_batch`)."""
+    holds a whole set of shards (HSDP), so that only gradients cross the network, once a mini-batch (`last_micro_batch`).
+    "none": the same with every rank as a node of its own."""
     world = dist.get_world_size()
-    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if shard == "all" or gpus == world:
+    gpus = dict(all=world, node=int(os.environ.get("LOCAL_WORLD_SIZE", world)), none=1)[shard]
+    if gpus == world:
         return init_device_mesh(device, (world,))
     return init_device_mesh(device, (world // gpus, gpus), mesh_dim_names=("nodes", "gpus"))
 
@@ -186,8 +188,8 @@ def load_model(
     checkpointing: bool = False, attention: str = "sdpa", shard: str = "node",
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in `dtype`; frozen
-    ones are stored in `dtype`. Sharded over the ranks (FSDP2) on GPU, under torchrun, and wherever dtype is bfloat16:
-    rank 0 reads the weights and hands them out tensor by tensor, the others never hold a whole model."""
+    ones are stored in `dtype`. FSDP2 does the sharding and the mixed precision: rank 0 reads the weights and hands them
+    out tensor by tensor, the others never hold a whole model. A float32 model on CPU that is not sharded is a plain module."""
     compute = getattr(torch, dtype)
     auto = AutoModelForCausalLM if kind is Policy else AutoModel
     how = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
@@ -198,7 +200,7 @@ def load_model(
             net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
         return Policy(net, temperature) if kind is Policy else Critic(net)
 
-    if device == "cpu" and dist.get_world_size() == 1 and dtype == "float32":
+    if device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1):
         return build(whole=True).train(not frozen).requires_grad_(not frozen)
     source = build(whole=True) if dist.get_rank() == 0 else None
     with torch.device("meta"):  # shapes without memory
@@ -218,6 +220,16 @@ def load_model(
             buffer.copy_(next(values))
         dist.broadcast(buffer, 0)
     return model
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Plain modules on several ranks: the mean of their gradients, in one message. FSDP2 has done it already."""
+    if dist.get_world_size() > 1 and not isinstance(model, FSDPModule):
+        grads = [p.grad for p in model.parameters()]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        for g, part in zip(grads, flat.div_(dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+            g.copy_(part.view_as(g))
 
 
 def last_micro_batch(models: Iterable[nn.Module], last: bool) -> None:
@@ -266,29 +278,35 @@ def pad(rows: list[Tensor], device: str) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-PADDING = 64  # tokens
+MICRO_BATCH_COST = 64  # tokens: what a micro-batch costs by itself, in launches, collectives and Python
 
 
 def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
     """Deal samples to ranks and cut each rank's share into micro-batches of similar length.
 
-    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone). A micro-batch also ends
-    where its padding comes to more than a micro-batch costs by itself (PADDING) and more than 5 % of its tokens.
+    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone). The cuts are those of
+    the fewest padded tokens, a micro-batch counting as MICRO_BATCH_COST more.
     -> for each rank its micro-batches (lists of indices); as many for every rank, some may be empty: FSDP's collectives
     need every rank to run each of them. Depends on nothing but its arguments, so all ranks agree without talking.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # longest first: dealt evenly, padded little
     shares: list[list[list[int]]] = []
-    for rank in range(world):
-        batches: list[list[int]] = []
-        longest = real = 0
-        for i in order[rank::world]:
-            padded, real = longest * (len(batches[-1]) + 1 if batches else 0), real + lengths[i]
-            if batches and padded <= budget and padded - real <= max(PADDING, 0.05 * real):
-                batches[-1].append(i)
-            else:
-                batches.append([i])
-                longest = real = lengths[i]
+    for rank in range(world):  # dealt to and fro, so that no rank gets the longer of every pair
+        share = [i for n, i in enumerate(order) if n % (2 * world) in (rank, 2 * world - 1 - rank)]
+        cost, cut = (
+            [0.0] + [math.inf] * len(share),
+            [0] * (len(share) + 1),
+        )  # of the first so many samples; its last cut
+        for start in range(len(share)):
+            longest = lengths[share[start]]
+            for end in range(start + 1, min(len(share), start + max(1, budget // longest)) + 1):
+                price = cost[start] + longest * (end - start) + MICRO_BATCH_COST
+                if price < cost[end]:
+                    cost[end], cut[end] = price, start
+        batches, end = [], len(share)
+        while end:
+            batches.insert(0, share[cut[end] : end])
+            end = cut[end]
         shares.append(batches)
     most = max(len(batches) for batches in shares)
     return [batches + [[] for _ in range(most - len(batches))] for batches in shares]

@@ -55,6 +55,7 @@ from eval import decode, reflection_rate, sample, summarize
 from model import (
     Critic,
     Policy,
+    average_gradients,
     collate,
     copy_weights,
     full_weights,
@@ -108,8 +109,8 @@ def frozen_pass(
     """Log-probs (Policy; the whole log-softmax if full) or values (Critic) of all responses, the ranks sharing the work.
     -> one CPU tensor (T,) or (T, V) a response, on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
-    results = []
+    lengths, sizes = [len(r.prompt) + len(r.tokens) for r in responses], [len(r.tokens) for r in responses]
+    results = None  # all responses end to end, 0 where another rank computes
     for indices in micro_batches(lengths, budget, world)[rank]:
         part = [responses[i] for i in indices or [0]]  # a rank out of work runs along: FSDP's collectives need it
         batch = collate(part, device)
@@ -118,10 +119,15 @@ def frozen_pass(
             rows = model(**batch).cpu()
         else:
             rows = model(**batch, full=full)[0].cpu()
-        results += [(i, rows[b, : len(responses[i].tokens)].clone()) for b, i in enumerate(indices)]
+        if results is None:
+            results = rows.new_zeros(sum(sizes), *rows.shape[2:]).split(sizes)
+        for b, i in enumerate(indices):
+            results[i].copy_(rows[b, : sizes[i]])
     if isinstance(model, FSDPModule):
         model.reshard()  # without a backward pass the root would stay whole on every rank
-    return gather_in_order(results)
+    if world > 1:
+        dist.all_reduce(results[0]._base)
+    return list(results)
 
 
 def stop_if_not_finite(step: int, **terms: float) -> None:
@@ -471,6 +477,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 stop_if_not_finite(step, **dict(zip(names, sums[:4].tolist(), strict=True)))
                 norms = {}
                 for name in optimizers:
+                    average_gradients(models[name])
                     norm = torch.nn.utils.clip_grad_norm_(models[name].parameters(), cfg.grad_clip)
                     norms[name] = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
                 stop_if_not_finite(step, **{f"gradient of the {name}": norm for name, norm in norms.items()})

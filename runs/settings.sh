@@ -8,11 +8,16 @@ add() { # NAME FLAGS
     jobs+=("$1-seed$seed $study --lr $(lr remix-ppo) --seed $seed $2")
   done
 }
-for p in 0.1 0.2 0.5; do add "p$p" "--off_policy_ratio $p"; done
-for m in 3; do add "m$m" "--utd_ratio $m"; done
-for T in 4; do add "T$T" "--reincarnation_step $T"; done
+for p in 0.1 0.2 0.3 0.5; do add "p$p" "--off_policy_ratio $p"; done
+for m in 3 4; do add "m$m" "--utd_ratio $m"; done
+for T in 4 18; do add "T$T" "--reincarnation_step $T"; done
 add Tnever "--reincarnation_step 0 --steps 32 --eval_every 4" # as many rollouts as the others: none of its steps has 128
-for N in 1 4; do add "N$N" "--replay_window $N"; done
-for weight in 0; do add "lambda$weight" "--kl_convex $weight"; done
+for N in 1 3 4; do add "N$N" "--replay_window $N"; done
+for weight in 0 0.5; do add "lambda$weight" "--kl_convex $weight"; done
 add precedent-current "--precedent current"
+# beta = 0.001 is the paper's, and the constraint hardly counts beside the policy loss: what does it do where it counts?
+for beta in 0.01 0.1; do
+  add "beta$beta" "--kl_coef $beta"
+  add "beta$beta-no-kl-convex" "--kl_coef $beta --kl_convex off"
+done
 run_jobs runs/settings "${jobs[@]}"

@@ -1,5 +1,7 @@
 """Policy, critic, batching: against the whole logits in float64, for any split into micro-batches, with eos learnt."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -150,7 +152,21 @@ def test_a_large_budget_does_not_pad_short_samples_to_the_longest():
     lengths = [256, 256, 144, 144, 80, 80, 48, 48, 32, 32, 24, 24, 16, 16, 12, 12]
     batches = micro_batches(lengths, 10**6, 1)[0]
     assert 1 < len(batches) < 8
-    assert all(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) <= model.PADDING for b in batches)
+    assert sum(max(lengths[i] for i in b) * len(b) for b in batches) < 1.15 * sum(lengths)
+
+
+@pytest.mark.parametrize("budget", [5, 40, 100])
+def test_micro_batches_are_cut_at_the_least_cost(budget):
+    """Against every way to cut nine sorted samples."""
+    lengths = sorted(np.random.default_rng(3).integers(1, 60, 9).tolist(), reverse=True)
+    costs = []
+    for cuts in itertools.product([False, True], repeat=8):
+        ends = [i + 1 for i, cut in enumerate(cuts) if cut] + [9]
+        parts = [lengths[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        if all(len(part) == 1 or part[0] * len(part) <= budget for part in parts):
+            costs.append(sum(part[0] * len(part) + model.MICRO_BATCH_COST for part in parts))
+    ours = micro_batches(lengths, budget, 1)[0]
+    assert sum(lengths[b[0]] * len(b) + model.MICRO_BATCH_COST for b in ours) == min(costs)
 
 
 def test_eos_gets_a_gradient(base, group, tokenizer):

@@ -85,9 +85,10 @@ def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
     flags += ["--lr", 1e-30, "--critic_lr", 1e-30, "--weight_decay", 0]
     one = gradients(base, tmp_path / "one", *flags)
     assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)  # 2 steps of 2 passes
-    launches = dict(two=dict(ranks=2)) if algo == "ppo" else dict(nodes=dict(nodes=2), both=dict(ranks=2, nodes=2))
-    for name, launch in launches.items():
-        several = gradients(base, tmp_path / name, *flags, **launch)
+    launches = [("none", 2, 1), ("node", 2, 1)] if algo == "ppo" else [("node", 1, 2), ("node", 2, 2)]
+    for shard, ranks, nodes in launches:
+        name = f"{shard}-{ranks}-{nodes}"
+        several = gradients(base, tmp_path / name, *flags, "--shard", shard, ranks=ranks, nodes=nodes)
         for i, (a, b) in enumerate(zip(one, several, strict=True)):
             assert (a - b).abs().max() < 1e-6 and (a - b).norm() < 5e-6 * a.norm(), (name, i)
 
@@ -99,6 +100,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_the_job_within_a_minute_and_it_goes_on(base, tmp_path):
     flags = ["--steps", 60, "--save_every", 1, "--eval_every", 0, "--eval_limit", 1, "--prompts_per_step", 5]
+    flags += ["--shard", "node"]
     job = start(base, tmp_path / "run", *flags, ranks=2)
     deadline = time.time() + 120
     while time.time() < deadline and not list((tmp_path / "run").glob("checkpoints/step-0000*")):

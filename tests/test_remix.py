@@ -155,9 +155,10 @@ def test_another_number_of_ranks_can_go_on(base, tmp_path):
     """From the checkpoint of two ranks, one rank takes the step that two would take."""
     flags = ["--algo", "grpo", "--prompts_per_step", 4, "--mini_batch", 2, "--group_size", 2, "--eval_every", 0]
     flags += ["--reincarnation_step", 0]  # so that the buffer, whose shares lay on two ranks, is drawn from
-    run(base, tmp_path / "a", *flags, "--steps", 3, ranks=2)
+    shards = ["--shard", "node"]
+    run(base, tmp_path / "a", *flags, *shards, "--steps", 3, ranks=2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    two, one = run(base, tmp_path / "a", *flags, ranks=2)[4], run(base, tmp_path / "b", *flags)[4]
+    two, one = run(base, tmp_path / "a", *flags, *shards, ranks=2)[4], run(base, tmp_path / "b", *flags)[4]
     assert one["off_policy_ratio"] > 0
     for name in ("rollouts", "gradient_steps", "reward", "response_length", "policy_loss", "kl", "grad_norm"):
         assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-4), name
