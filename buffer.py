@@ -31,11 +31,13 @@ class Response:
     finished: bool  # False: cut at the length limit
     reward: float
     step: int  # training step at which the sampling policy was pi_k; age = current step - this
-    logp_base: torch.Tensor | None = None  # cached: pi_base changes only at reincarnation ((T, V) for the exact KL)
+    logp_base: torch.Tensor | None = None  # cached: pi_base changes only at reincarnation
+    states_base: torch.Tensor | None = None  # in its place for the exact KL: pi_base's last hidden states, (T, H)
     engine_weight: torch.Tensor | None = None  # TIS / IcePop weight of the sampler's own error (--engine_weight)
     # Valid within one step only:
     logp_k: torch.Tensor | None = None
     logp_prev: torch.Tensor | None = None
+    states_prev: torch.Tensor | None = None
     values: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
@@ -48,7 +50,14 @@ class Response:
         vars(self).update({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
 
 
-SCRATCH = ("logp_k", "logp_prev", "values", "advantages", "returns")  # recomputed every step, never stored
+SCRATCH = (
+    "logp_k",
+    "logp_prev",
+    "states_prev",
+    "values",
+    "advantages",
+    "returns",
+)  # recomputed every step, never stored
 STORED = [field.name for field in fields(Response) if field.name not in SCRATCH]
 
 

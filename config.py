@@ -68,7 +68,7 @@ class Config:
     clip_eps: float = flag(0.2, "eps, half width of the clip band around c [ratio]; other losses have their own, but ppo, decoupled_ppo, dr_grpo (TinyZero / DeepScaleR)")
     geppo_clip: bool = flag(False, "divide eps by sum_i nu_i (i + 1), the batch's mean age + 1 (GePPO)")
     kl_coef: float = flag(0.001, "beta, weight of the KL constraint; 0 = no anchor (TinyZero / DeepScaleR)")
-    kl_estimator: str = flag("k3", "KL estimator; exact holds (T, V) log-probs a response: small vocabularies only", choices=("k1", "k2", "k3", "exact"))
+    kl_estimator: str = flag("k3", "KL estimator; exact: over the whole vocabulary, a chunk of tokens at a time; holds the anchors' hidden states in host memory, 4 H bytes a token", choices=("k1", "k2", "k3", "exact"))
     entropy_coef: float = flag(math.nan, "c, entropy bonus; default 0.001 for ppo, 0 for grpo (TinyZero / DeepScaleR)")
     value_clip: float = flag(0.5, "clip of the value around its old value, ppo (TinyZero)")
     gamma: float = flag(1.0, "discount per token, ppo (TinyZero)")

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-import loss
 from buffer import Response
 from rollout import become_a_rank
 
@@ -55,57 +55,93 @@ LOGITS_PER_PART = 2**18  # in float32 math at a time: 1 MiB, so its temporaries 
 LOGITS_PER_PART_GPU = 2**25  # 128 MiB: few launches
 
 
-class LogpEntropy(torch.autograd.Function):
-    """Log-prob of the label and entropy (N,) of softmax(logits / temperature), logits = rows weight^T + bias.
+class Reference(NamedTuple):
+    """A frozen policy to stay near, for the exact KL: its share (lambda or 1 - lambda), its last hidden states, its head."""
 
-    rows (N, H), weight (V, H), bias (V,) or None, labels (N,). The logits (N, V) never exist as a whole: one buffer holds
-    those of a chunk of rows, as the head's dtype has them, and float32 math goes through it in small parts. The backward
-    pass computes the logits again (the last chunk's are still there) and turns them in place into the gradient
-        d logp / d logits = onehot(label) - p,     d H / d logits = -p (log p + H),     both / temperature.
+    share: float
+    states: Tensor  # (N, H), or (B, T, H) on the way to Policy.forward
+    weight: Tensor  # (V, H)
+    bias: Tensor | None
+
+
+class TokenTerms(torch.autograd.Function):
+    """Log-prob of the label, entropy and exact KL to the references, (N,) each, of p = softmax(logits / temperature), logits =
+    rows weight^T + bias, with their gradients.
+
+    rows (N, H), weight (V, H), bias (V,) or None, labels (N,). The logits (N, V) never exist as a whole: a buffer holds those
+    of a chunk of rows, as the head's dtype has them (each reference has one too, all of them together LOGITS_PER_CHUNK), and
+    float32 math goes through it in small parts. The backward pass computes the logits again (the last chunk's are still
+    there) and turns them in place into the gradient. KL = sum_a share_a KL(p || q_a); as the shares add up to 1, that is
+    KL(p || q) with log q = sum_a share_a log q_a.
+        d logp / d logits = onehot(label) - p,   d H / d logits = -p (log p + H),   d KL / d logits = p (log p - log q - KL),
+    all / temperature. Without references KL is 0.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float):
-        chunk = min(max(1, LOGITS_PER_CHUNK // len(weight)), max(1, len(rows)))
-        part = max(1, (LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART) // len(weight))
-        buffer = rows.new_empty(chunk, len(weight))
+    def forward(ctx, rows, weight, bias, labels, temperature: float, references: tuple[Reference, ...] = ()):
+        heads = [(rows, weight, bias), *(reference[1:] for reference in references)]
+        chunk = min(max(1, LOGITS_PER_CHUNK // (len(weight) * len(heads))), max(1, len(rows)))
+        ctx.part = max(1, (LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART) // len(weight))
+        ctx.temperature, ctx.heads, ctx.shares = temperature, heads[1:], [reference.share for reference in references]
+        ctx.chunk, ctx.buffers = chunk, [rows.new_empty(chunk, len(weight)) for _ in heads]
         exact = torch.promote_types(rows.dtype, torch.float32)
-        logp, H = rows.new_empty(2, len(rows), dtype=exact)
+        logp, H, KL = rows.new_zeros(3, len(rows), dtype=exact)
         for start in range(0, len(rows), chunk):
             at = slice(start, start + chunk)
-            logits = head_logits(rows[at], weight, bias, buffer)
-            for z, y, logp_y, h in zip(*(t.split(part) for t in (logits, labels[at], logp[at], H[at])), strict=True):
+            logits = [head_logits(r[at], w, b, buffer) for (r, w, b), buffer in zip(heads, ctx.buffers, strict=True)]
+            for z, *others, y, logp_y, h, kl in parts(ctx.part, *logits, labels[at], logp[at], H[at], KL[at]):
                 log_p = torch.log_softmax(z.to(exact) / temperature, dim=-1)
                 logp_y.copy_(log_p.gather(-1, y[:, None]).squeeze(-1))
-                h.copy_(-(torch.exp(log_p) * log_p).sum(-1))
-        ctx.save_for_backward(rows, weight, bias, labels, H)
-        ctx.chunk, ctx.part, ctx.temperature, ctx.buffer = chunk, part, temperature, buffer
-        return logp, H
+                p = torch.exp(log_p)
+                h.copy_(-(p * log_p).sum(-1))
+                if others:
+                    kl.copy_((p * (log_p - log_mixture(others, ctx.shares, temperature))).sum(-1))
+        ctx.save_for_backward(rows, weight, bias, labels, H, KL)
+        return logp, H, KL
 
     @staticmethod
-    def backward(ctx, d_logp: Tensor, d_H: Tensor):
-        rows, weight, bias, labels, H = ctx.saved_tensors
+    def backward(ctx, d_logp: Tensor, d_H: Tensor, d_KL: Tensor):
+        rows, weight, bias, labels, H, KL = ctx.saved_tensors
         d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight)
         d_bias = None if bias is None else torch.zeros_like(bias)
-        buffer, ctx.buffer = ctx.buffer, None  # a second backward pass must not take it for logits
+        heads = [(rows, weight, bias), *ctx.heads]
+        buffers, ctx.buffers = ctx.buffers, None  # a second backward pass must not take them for logits
+        there = buffers is not None
+        buffers = buffers or [rows.new_empty(ctx.chunk, len(weight)) for _ in heads]
         starts = range(0, len(rows), ctx.chunk)
         for start in reversed(starts):
             at = slice(start, start + ctx.chunk)
-            if buffer is not None and start == starts[-1]:
-                logits = buffer[: len(rows) - start]
+            if there and start == starts[-1]:
+                logits = [buffer[: len(rows) - start] for buffer in buffers]
             else:
-                buffer = rows.new_empty(ctx.chunk, len(weight)) if buffer is None else buffer
-                logits = head_logits(rows[at], weight, bias, buffer)
-            by_row = (labels[at, None], H[at, None], d_logp[at, None], d_H[at, None])
-            for z, y, h, dl, dh in zip(*(t.split(ctx.part) for t in (logits, *by_row)), strict=True):
+                logits = [head_logits(r[at], w, b, buffer) for (r, w, b), buffer in zip(heads, buffers, strict=True)]
+            by_row = (x[at, None] for x in (labels, H, KL, d_logp, d_H, d_KL))
+            for z, *others, y, h, kl, dl, dh, dk in parts(ctx.part, *logits, *by_row):
                 log_p = torch.log_softmax(z.to(H.dtype) / ctx.temperature, dim=-1)
-                d = -torch.exp(log_p) * (dl + dh * (log_p + h))
+                of_p = dl + dh * (log_p + h)
+                if others:
+                    of_p -= dk * (log_p - log_mixture(others, ctx.shares, ctx.temperature) - kl)
+                d = -torch.exp(log_p) * of_p
                 z.copy_(d.scatter_add_(-1, y, dl).div_(ctx.temperature))
-            torch.mm(logits, weight, out=d_rows[at])
-            d_weight.addmm_(logits.T, rows[at])
+            torch.mm(logits[0], weight, out=d_rows[at])
+            d_weight.addmm_(logits[0].T, rows[at])
             if bias is not None:
-                d_bias += logits.sum(0)
-        return d_rows, d_weight, d_bias, None, None
+                d_bias += logits[0].sum(0)
+        return d_rows, d_weight, d_bias, None, None, None
+
+
+def parts(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors side by side, so many rows at a time (views)."""
+    return zip(*(t.split(size) for t in tensors), strict=True)
+
+
+def log_mixture(logits: list[Tensor], shares: list[float], temperature: float) -> Tensor:
+    """sum_a share_a log q_a over the references, q_a = softmax(logits_a / temperature); at least float32."""
+    exact = torch.promote_types(logits[0].dtype, torch.float32)
+    of_each = (
+        torch.log_softmax(z.to(exact) / temperature, dim=-1).mul_(w) for z, w in zip(logits, shares, strict=True)
+    )
+    return functools.reduce(torch.add, of_each)
 
 
 def head_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
@@ -136,22 +172,23 @@ class Policy(nn.Module):
         super().__init__()
         self.lm, self.temperature = lm, temperature
 
-    def forward(self, ids: Tensor, index: Tensor, labels: Tensor, mask: Tensor, full: bool = False):
+    def forward(
+        self, ids: Tensor, index: Tensor, labels: Tensor, mask: Tensor, references: tuple[Reference, ...] = (),
+        states: bool = False,
+    ):  # fmt: skip
         """ids (B, L); index (B, T): where in ids the hidden state that predicts response token t stands;
-        labels, mask (B, T) -> logp, entropy, both (B, T) float32 nats, 0 where mask is 0.
-        full: the log-softmax over the vocabulary (B, T, V) in place of logp, for the exact KL of small models.
+        labels, mask (B, T) -> logp, entropy, exact KL to the references (0 without), each (B, T) float32 nats, 0 where mask is 0.
+        states: these hidden states themselves, (B, T, H), for a Reference to this policy.
         """
         hidden = hidden_states(self.lm.base_model, ids, index)  # (B, L, H)
         where = mask.nonzero(as_tuple=True)
         rows = hidden[where[0], index[where]]  # (N, H): only the N response tokens pass through the head
+        if states:
+            return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put(where, rows)
         head = self.lm.get_output_embeddings()
-        if full:
-            logits = head(rows).float() / self.temperature
-            logp, H = torch.log_softmax(logits, dim=-1), loss.entropy(logits)
-        else:
-            logp, H = LogpEntropy.apply(rows, head.weight, head.bias, labels[where], self.temperature)
-        zeros = logp.new_zeros(*mask.shape, *logp.shape[1:])
-        return zeros.index_put(where, logp), H.new_zeros(mask.shape).index_put(where, H)
+        here = tuple(reference._replace(states=reference.states[where]) for reference in references)
+        terms = TokenTerms.apply(rows, head.weight, head.bias, labels[where], self.temperature, here)
+        return [term.new_zeros(mask.shape).index_put(where, term) for term in terms]
 
 
 class Critic(nn.Module):
@@ -249,6 +286,15 @@ def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """target <- source, tensor by tensor (same architecture and sharding; the dtype may differ)."""
     for t, s in zip(target.parameters(), source.parameters(), strict=True):
         local(t).copy_(local(s))
+
+
+def whole_head(policy: Policy, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """A copy of the output layer's weight (V, H) and bias, whole on every rank, for a Reference; every rank must call it."""
+    head = policy.lm.get_output_embeddings()
+    weight, bias = (
+        None if t is None else t.detach().to(getattr(torch, dtype), copy=True) for t in (head.weight, head.bias)
+    )
+    return tuple(t.full_tensor() if hasattr(t, "full_tensor") else t for t in (weight, bias))
 
 
 def full_weights(policy: Policy, dtype: str | None = None):

@@ -55,6 +55,7 @@ from eval import decode, reflection_rate, sample, summarize
 from model import (
     Critic,
     Policy,
+    Reference,
     average_gradients,
     collate,
     copy_weights,
@@ -66,6 +67,7 @@ from model import (
     load_model,
     micro_batches,
     pad,
+    whole_head,
 )  # fmt: skip
 from plot import plot_runs
 from reward import Grader
@@ -104,10 +106,10 @@ def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generato
 
 @torch.no_grad()
 def frozen_pass(
-    model: torch.nn.Module, responses: list[Response], budget: int, device: str, full: bool
+    model: torch.nn.Module, responses: list[Response], budget: int, device: str, states: bool = False
 ) -> list[torch.Tensor]:
-    """Log-probs (Policy; the whole log-softmax if full) or values (Critic) of all responses, the ranks sharing the work.
-    -> one CPU tensor (T,) or (T, V) a response, on every rank."""
+    """Log-probs (Policy; with states its last hidden states) or values (Critic) of all responses, the ranks sharing the work.
+    -> one CPU tensor (T,) or (T, H), float32, a response, on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
     lengths, sizes = [len(r.prompt) + len(r.tokens) for r in responses], [len(r.tokens) for r in responses]
     results = None  # all responses end to end, 0 where another rank computes
@@ -116,9 +118,10 @@ def frozen_pass(
         batch = collate(part, device)
         if isinstance(model, Critic):
             del batch["labels"]
-            rows = model(**batch).cpu()
+            rows = model(**batch)
         else:
-            rows = model(**batch, full=full)[0].cpu()
+            rows = model(**batch, states=True) if states else model(**batch)[0]
+        rows = rows.float().cpu()
         if results is None:
             results = rows.new_zeros(sum(sizes), *rows.shape[2:]).split(sizes)
         for b, i in enumerate(indices):
@@ -220,7 +223,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         scheduled = bool(cfg.eval_every) and state["step"] % cfg.eval_every == 0
         checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1, scheduled)
     grader = Grader(workers=cfg.grader_workers)
-    full = cfg.kl_estimator == "exact"
+    exact = cfg.kl_estimator == "exact"
     frozen_budget = 4 * cfg.tokens_per_micro_batch  # without gradients a token needs a fraction of the memory
     n_ages = cfg.replay_window + cfg.sampler_lag + 1  # the last one holds everything older, too (repo)
 
@@ -306,15 +309,15 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
 
         # ------------------------------------------------------------ log-probs of the policy that sampled
-        def passed(model: torch.nn.Module, responses: list[Response], full: bool = False) -> list[torch.Tensor]:
+        def passed(model: torch.nn.Module, responses: list[Response], states: bool = False) -> list[torch.Tensor]:
             nonlocal tokens_forward
             tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
-            return frozen_pass(model, responses, frozen_budget, device, full) if responses else []
+            return frozen_pass(model, responses, frozen_budget, device, states) if responses else []
 
         engine.sleep()
         if unchecked:  # a sync that failed is silent: compare the two on a few samples, once
             few = new[:16]
-            check_gap([r.logp_b for r in few], frozen_pass(sampler, few, frozen_budget, device, False), cfg.dtype)
+            check_gap([r.logp_b for r in few], frozen_pass(sampler, few, frozen_budget, device), cfg.dtype)
             unchecked = False
         if cfg.behaviour_logp == "trainer":
             logps = passed(sampler, new)
@@ -346,18 +349,25 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         if not lagged:
             for r in new:
                 r.logp_k = r.logp_b  # fresh data was sampled by pi_k: c = 1, no pass
+        heads = {}  # exact KL: the anchors' output layers, which turn hidden states into their whole distributions
         if anchored:
-            missing = [r for r in batch if r.logp_base is None]  # replayed responses have it from their first step
-            for r, logp in zip(missing, passed(base, missing, full), strict=True):
-                r.logp_base = logp
+            if exact:
+                heads["base"] = whole_head(base, cfg.dtype)
+            known = "states_base" if exact else "logp_base"
+            missing = [
+                r for r in batch if getattr(r, known) is None
+            ]  # replayed responses have it from their first step
+            for r, result in zip(missing, passed(base, missing, states=exact), strict=True):
+                setattr(r, known, result)
         lam = kl_convex_weight(cfg, step)
         if anchored and lam < 1:  # while lambda = 1 nothing of pi_{k-1} is needed
-            if precedent is not None:
-                logps = passed(precedent, batch, full)
-            else:
-                logps = passed(policy, batch, full) if full else [r.logp_k for r in batch]
-            for r, logp in zip(batch, logps, strict=True):
-                r.logp_prev = logp
+            before = policy if precedent is None else precedent
+            if exact:
+                heads["prev"] = whole_head(before, cfg.dtype)
+            same = before is policy and not exact  # pi_k's are there already
+            results = [r.logp_k for r in batch] if same else passed(before, batch, states=exact)
+            for r, result in zip(batch, results, strict=True):
+                setattr(r, "states_prev" if exact else "logp_prev", result)
         if precedent is not None:
             copy_weights(precedent, policy)  # pi_k, which is pi_{k-1} of the next step
         for i in reversed(range(len(lagged))):
@@ -423,10 +433,12 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     logp_k, logp_b, A = (
                         pad([getattr(r, name) for r in part], device) for name in ("logp_k", "logp_b", "advantages")
                     )
-                    logp, H = policy(**tensors, full=full)
-                    logp_full = logp  # (B, T, V) for the exact KL, else (B, T)
-                    if full:
-                        logp = logp.gather(-1, tensors["labels"][..., None]).squeeze(-1)
+                    shares = dict(base=lam, prev=1 - lam)
+                    references = tuple(
+                        Reference(shares[name], pad([getattr(r, f"states_{name}") for r in part], device), *head)
+                        for name, head in heads.items()
+                    )
+                    logp, H, exact_kl = policy(**tensors, references=references)
 
                     # ---- the loss of this micro-batch
                     weight = pad([r.engine_weight for r in part], device) if cfg.engine_weight != "off" else 1
@@ -439,11 +451,11 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                         )
                         sizes = dict(tokens=n_tokens, responses=len(responses), max_tokens=cfg.max_tokens)
                         policy_loss = sibling_loss(sibling, known | whole, weight, **sizes)
-                    constraint = torch.zeros_like(H)
-                    if anchored:
+                    constraint = exact_kl  # 0 without an anchor
+                    if anchored and not exact:
                         logp_base = pad([r.logp_base for r in part], device)
                         logp_prev = pad([r.logp_prev for r in part], device) if lam < 1 else None
-                        constraint = loss.kl_convex(logp_full, logp_base, logp_prev, lam, cfg.kl_estimator)
+                        constraint = loss.kl_convex(logp, logp_base, logp_prev, lam, cfg.kl_estimator)
                     total = policy_loss + loss.token_mean(
                         cfg.kl_coef * constraint - cfg.entropy_coef * H, mask, n_tokens
                     )

@@ -3,7 +3,7 @@
     python benchmarks/head.py                                       1,024 tokens, vocabulary 151,936, hidden 1,536
     python benchmarks/head.py --tokens 8192 --ways chunked          the full size (plain needs some 30 GiB there)
 
-chunked: model.LogpEntropy. plain: all logits, log-softmax, loss.entropy. checkpointed: plain on chunks of 220 rows under
+chunked: model.TokenTerms. plain: all logits, log-softmax, loss.entropy. checkpointed: plain on chunks of 220 rows under
 activation checkpointing. trl: logits, then TRL's `selective_log_softmax` (trl/trainer/utils.py: the label's logit minus
 logsumexp, a row at a time) and loss.entropy. linear_ce: torch's F.linear_cross_entropy, log-probs only: it has no
 entropy; linear_ce chunked: the same with LinearCrossEntropyOptions().
@@ -43,7 +43,7 @@ def run(way: str, hidden, weight, labels):
         return log_softmax(logits, -1).gather(-1, y[:, None]).squeeze(-1), loss.entropy(logits)
 
     if way == "chunked":
-        return model.LogpEntropy.apply(hidden, weight, None, labels, 1.0)
+        return model.TokenTerms.apply(hidden, weight, None, labels, 1.0)[:2]
     if way == "plain":
         return plain(hidden, labels)
     if way == "checkpointed":

@@ -172,7 +172,7 @@ def simulate(
             return dict(ids=ids, index=index, labels=labels, mask=torch.ones(n, response))
 
         def policy_pass(n: int):
-            logp, entropy = policy(**batch(n))
+            logp, entropy, _ = policy(**batch(n))
             return logp.sum() + entropy.sum()
 
         def critic_pass(n: int):

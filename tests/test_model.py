@@ -37,13 +37,13 @@ def numpy_log_softmax(base, r, temperature):
 @pytest.mark.parametrize("chunk", [2**25, 700])  # 700: two rows a chunk
 def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperature, chunk):
     monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
-    logp, entropy = policy_of(base, temperature)(**collate(RESPONSES, "cpu"))
-    full, _ = policy_of(base, temperature)(**collate(RESPONSES, "cpu"), full=True)
+    batch = collate(RESPONSES, "cpu")
+    logp, entropy, kl = policy_of(base, temperature)(**batch)
+    assert (kl == 0).all()  # to no reference
     for b, r in enumerate(RESPONSES):
         expected, n = numpy_log_softmax(base, r, temperature), len(r.tokens)
         np.testing.assert_allclose(logp[b, :n].detach(), expected[range(n), r.tokens], atol=2e-5)
         np.testing.assert_allclose(entropy[b, :n].detach(), -(np.exp(expected) * expected).sum(-1), atol=2e-5)
-        np.testing.assert_allclose(full[b, :n].detach(), expected, atol=2e-5)
         assert (logp[b, n:] == 0).all() and (entropy[b, n:] == 0).all()
 
 
@@ -56,6 +56,10 @@ def test_packed_rows_do_not_see_each_other(base, group):
         n = len(r.prompt) + len(r.tokens)
         torch.testing.assert_close(packed[b, :n], padded[b, :n], atol=2e-5, rtol=1e-5)
         assert (packed[b, n:] == 0).all()
+
+
+def token_terms(*args):
+    return model.TokenTerms.apply(*args)[:2]  # without references the KL is 0
 
 
 def whole_logits(rows, weight, bias, labels, temperature):
@@ -75,7 +79,7 @@ def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_b
     labels, (a, b) = torch.randint(V, (N,), generator=draw), torch.randn(2, N, generator=draw)
     inputs = [rows, weight, bias] if with_bias else [rows, weight]
     results = []
-    for head in (model.LogpEntropy.apply, whole_logits):
+    for head in (token_terms, whole_logits):
         logp, H = head(rows, weight, bias if with_bias else None, labels, 0.7)
         total = (logp * a).sum() + (H * b).sum()
         first = torch.autograd.grad(total, inputs, retain_graph=True)
@@ -87,20 +91,66 @@ def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_b
 
     wide = [t.detach().double().requires_grad_() for t in (rows[:4], weight[:9], bias[:9])]
     wide[2] = wide[2] if with_bias else None
-    assert torch.autograd.gradcheck(lambda r, w, b: model.LogpEntropy.apply(r, w, b, labels[:4] % 9, 0.7), wide)
+    assert torch.autograd.gradcheck(lambda r, w, b: token_terms(r, w, b, labels[:4] % 9, 0.7), wide)
+
+
+@pytest.mark.parametrize("chunk, part", [(2**25, 2**20), (5 * 3 * 50, 2 * 50), (1, 1)])
+@pytest.mark.parametrize("lam", [1.0, 0.7])
+def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part, lam):
+    """Value and gradient of all three terms, to one or two references, against loss.kl on whole log-softmaxes in float64."""
+    monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(model, "LOGITS_PER_PART", part)
+    draw = torch.Generator().manual_seed(0)
+    N, H, V, temperature = 23, 16, 50, 0.7
+    rows, weight = (torch.randn(n, H, generator=draw, dtype=torch.float64).requires_grad_() for n in (N, V))
+    labels, (a, b, c) = torch.randint(V, (N,), generator=draw), torch.randn(3, N, generator=draw, dtype=torch.float64)
+    heads = [torch.randn(n, H, generator=draw, dtype=torch.float64) for n in (N, V, N, V)]
+    references = [model.Reference(lam, heads[0], heads[1], None), model.Reference(1 - lam, heads[2], heads[3], None)]
+    references = references[: 1 if lam == 1 else 2]
+
+    log_p = torch.log_softmax(rows @ weight.T / temperature, -1)
+    base, prev = (torch.log_softmax(r @ w.T / temperature, -1) for r, w in (heads[:2], heads[2:]))
+    whole = [*whole_logits(rows, weight, None, labels, temperature), loss.kl_convex(log_p, base, prev, lam, "exact")]
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        ours_in = [t.detach().to(dtype).requires_grad_() for t in (rows, weight)]
+        here = tuple(r._replace(states=r.states.to(dtype), weight=r.weight.to(dtype)) for r in references)
+        ours = model.TokenTerms.apply(*ours_in, None, labels, temperature, here)
+        gradients = []
+        for terms, inputs in ((ours, ours_in), (whole, [rows, weight])):
+            total = sum((term * k.to(term.dtype)).sum() for term, k in zip(terms, (a, b, c), strict=True))
+            gradients.append(torch.autograd.grad(total, inputs, retain_graph=True))
+        for x, y in zip([*ours, *gradients[0]], [*whole, *gradients[1]], strict=True):
+            torch.testing.assert_close(x.double(), y, atol=tolerance, rtol=10 * tolerance)
+
+
+def test_a_policy_is_at_no_distance_from_itself_and_at_the_exact_one_from_another(base, group):
+    policy, other, batch = policy_of(base), policy_of(base), collate(RESPONSES, "cpu")
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.05)
+    for reference, moved in ((policy, False), (other, True)):
+        states, head = reference(**batch, states=True).detach(), model.whole_head(reference, "float32")
+        _, _, kl = policy(**batch, references=(model.Reference(1.0, states, *head),))
+        for b, r in enumerate(RESPONSES):
+            ours = policy.lm(torch.tensor([r.prompt + r.tokens])).logits[0, len(r.prompt) - 1 : -1]
+            theirs = reference.lm(torch.tensor([r.prompt + r.tokens])).logits[0, len(r.prompt) - 1 : -1]
+            expected = loss.kl(torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1), "exact")
+            torch.testing.assert_close(kl[b, : len(r.tokens)], expected, atol=1e-5, rtol=1e-4)
+            assert not moved or expected.min() > 1e-3
+            assert (kl[b, len(r.tokens) :] == 0).all()
 
 
 def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
     draw = torch.Generator().manual_seed(0)
     rows, weight = (torch.randn(n, 16, generator=draw).bfloat16().requires_grad_() for n in (30, 50))
     labels = torch.randint(50, (30,), generator=draw)
-    logp, H = model.LogpEntropy.apply(rows, weight, None, labels, 1.0)
+    logp, H = token_terms(rows, weight, None, labels, 1.0)
     expected = torch.log_softmax((rows @ weight.T).float(), dim=-1)
     assert logp.dtype == H.dtype == torch.float32
     torch.testing.assert_close(logp, expected.gather(-1, labels[:, None]).squeeze(-1), atol=1e-6, rtol=1e-6)
     d_weight = torch.autograd.grad(logp.sum() + H.sum(), weight)[0]
     assert d_weight.dtype == torch.bfloat16 and d_weight.abs().max() > 0
-    logp, H = model.LogpEntropy.apply(rows[:0], weight, None, labels[:0], 1.0)
+    logp, H = token_terms(rows[:0], weight, None, labels[:0], 1.0)
     assert logp.shape == H.shape == (0,) and (torch.autograd.grad(logp.sum(), weight)[0] == 0).all()
 
 
@@ -109,7 +159,7 @@ def gradient(policy, responses, budget, n_tokens):
     lengths = [len(r.prompt) + len(r.tokens) for r in responses]
     for indices in micro_batches(lengths, budget, 1)[0]:
         batch = collate([responses[i] for i in indices], "cpu")
-        logp, entropy = policy(**batch)
+        logp, entropy, _ = policy(**batch)
         loss.token_mean(-logp - 0.1 * entropy, batch["mask"], n_tokens).backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
@@ -178,13 +228,13 @@ def test_eos_gets_a_gradient(base, group, tokenizer):
     batch = collate(responses, "cpu")
     assert batch["mask"].sum() == 8 and batch["labels"][0, 2] == eos
     A = model.pad([r.advantages for r in responses], "cpu")
-    logp, _ = policy(**batch)
+    logp, _, _ = policy(**batch)
     before = logp.detach()
     loss.token_mean(loss.mix_ppg(logp, before, before, A, 0.2), batch["mask"], 8).backward()
     with torch.no_grad():
         for p in policy.parameters():
             p -= 0.1 * p.grad
-        after, _ = policy(**batch)
+        after, _, _ = policy(**batch)
     assert after[0, 2] > before[0, 2] + 1e-3 and after[1, 4] > before[1, 4] + 1e-3
 
 

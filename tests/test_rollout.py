@@ -42,7 +42,7 @@ def trainer_logp(policy, prompts, groups):
         for s in g
     ]
     with torch.no_grad():
-        logp, _ = policy(**collate(responses, "cpu"))
+        logp, _, _ = policy(**collate(responses, "cpu"))
     return [r.logp_b for r in responses], [row[: len(r.tokens)] for row, r in zip(logp, responses, strict=True)]
 
 
