@@ -6,7 +6,8 @@
 chunked: model.TokenTerms. plain: all logits, log-softmax, loss.entropy. checkpointed: plain on chunks of 220 rows under
 activation checkpointing. trl: logits, then TRL's `selective_log_softmax` (trl/trainer/utils.py: the label's logit minus
 logsumexp, a row at a time) and loss.entropy. linear_ce: torch's F.linear_cross_entropy, log-probs only: it has no
-entropy; linear_ce chunked: the same with LinearCrossEntropyOptions().
+entropy; linear_ce chunked: the same with LinearCrossEntropyOptions(). "exact KL": with the KL to a reference over the whole
+vocabulary as a third term; the reference's head and hidden states are there before and do not count.
 
 Each way runs in a process of its own. Peak: the process's largest resident set minus what was resident when the weight
 stood there and the libraries were warm, minus the weight's gradient: hidden states and their gradient count. (A way that
@@ -26,11 +27,13 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WAYS = ["plain", "chunked", "checkpointed", "trl", "linear_ce", "linear_ce chunked"]
+WAYS_KL = ["plain exact KL", "chunked exact KL"]
 MiB = 2**20
 
 
-def run(way: str, hidden, weight, labels):
-    """-> log-prob, entropy (None where the way has none), (N,) each."""
+def run(way: str, hidden, weight, labels, reference=None):
+    """-> log-prob, entropy (None where the way has none), (N,) each; reference: (hidden, weight), and the KL to it is added
+    to the entropy."""
     import torch.nn.functional as F
     from torch import cat, log_softmax, stack
     from torch.utils.checkpoint import checkpoint
@@ -42,6 +45,16 @@ def run(way: str, hidden, weight, labels):
         logits = F.linear(rows, weight).float()
         return log_softmax(logits, -1).gather(-1, y[:, None]).squeeze(-1), loss.entropy(logits)
 
+    if way == "chunked exact KL":
+        logp, entropy, kl = model.TokenTerms.apply(
+            hidden, weight, None, labels, 1.0, (model.Reference(1.0, *reference, None),)
+        )
+        return logp, entropy + kl
+    if way == "plain exact KL":
+        logits = F.linear(hidden, weight).float()
+        log_p = log_softmax(logits, -1)
+        kl = loss.kl(log_p, log_softmax(F.linear(reference[0], reference[1]).float(), -1), "exact")
+        return log_p.gather(-1, labels[:, None]).squeeze(-1), loss.entropy(logits) + kl
     if way == "chunked":
         return model.TokenTerms.apply(hidden, weight, None, labels, 1.0)[:2]
     if way == "plain":
@@ -61,7 +74,7 @@ def run(way: str, hidden, weight, labels):
     return -F.linear_cross_entropy(hidden, weight, labels, reduction="none", options=options), None
 
 
-def exact(hidden, weight, labels, d_logp, d_H):
+def exact(hidden, weight, labels, d_logp, d_H, reference=None):
     """log-prob, entropy, gradients of hidden and weight in float64, a slice of the vocabulary at a time."""
     import torch
 
@@ -69,7 +82,13 @@ def exact(hidden, weight, labels, d_logp, d_H):
     log_p = torch.log_softmax(torch.cat([rows @ w.double().T for w in weight.split(8192)], -1), -1)
     p = log_p.exp()
     H = -(p * log_p).sum(-1)
-    d = -p * (d_logp[:, None] + d_H[:, None] * (log_p + H[:, None])).double()
+    if reference is None:
+        d = -p * (d_logp[:, None] + d_H[:, None] * (log_p + H[:, None])).double()
+    else:  # H + KL is the cross entropy -sum p log q
+        log_q = torch.cat([reference[0].double() @ w.double().T for w in reference[1].split(8192)], -1)
+        log_q = torch.log_softmax(log_q, -1)
+        H = -(p * log_q).sum(-1)
+        d = -p * (d_logp[:, None] + d_H[:, None] * (log_q + H[:, None])).double()
     d.scatter_add_(-1, y, d_logp[:, None].double())
     d_rows = sum(part @ w.double() for part, w in zip(d.split(8192, -1), weight.split(8192), strict=True))
     return log_p.gather(-1, y).squeeze(-1), H, d_rows, (d.T @ rows).float()
@@ -86,8 +105,13 @@ def measure(way: str, options) -> dict:
     weight = torch.randn(V, H).requires_grad_()
     labels, (d_logp, d_H) = torch.randint(V, (N,)), torch.randn(2, N)
 
+    reference = None
+    if way in WAYS_KL:
+        reference = torch.randn(N, H).mul_(3 / H**0.5), (weight + torch.randn(V, H).mul_(0.3)).detach()
+
     def step(hidden, at):
-        logp, entropy = run(way, hidden, weight, labels[at])
+        of = reference and (reference[0][at], reference[1])
+        logp, entropy = run(way, hidden, weight, labels[at], of)
         total = (logp * d_logp[at]).sum()
         (total if entropy is None else total + (entropy * d_H[at]).sum()).backward()
         return logp.detach(), None if entropy is None else entropy.detach()
@@ -96,7 +120,8 @@ def measure(way: str, options) -> dict:
         return torch.randn(n, H).mul_(3 / H**0.5).requires_grad_()  # logits of deviation 3
 
     small = weight[:64].detach().requires_grad_()  # starts the thread pool and the libraries
-    run(way, states(8), small, labels[:8] % 64)[0].sum().backward()
+    of = reference and (reference[0][:8], reference[1][:64])
+    run(way, states(8), small, labels[:8] % 64, of)[0].sum().backward()
     with open("/proc/self/statm") as file:
         before = int(file.read().split()[1]) * resource.getpagesize()
     hidden, cpu, wall = states(N), [], []
@@ -114,7 +139,8 @@ def measure(way: str, options) -> dict:
     weight.grad = None
     step(some, at)
     d_H = d_H * (entropy is not None)
-    true = exact(some.detach(), weight.detach(), labels[at], d_logp[at], d_H[at])
+    true = exact(some.detach(), weight.detach(), labels[at], d_logp[at], d_H[at],
+                 reference and (reference[0][at], reference[1]))  # fmt: skip
     ours = (logp[at], None if entropy is None else entropy[at], hidden.grad[at], weight.grad)
     scale = (1, 1, true[2].abs().max(), true[3].abs().max())
     error = [None if a is None else float((a - b).abs().max() / s) for a, b, s in zip(ours, true, scale, strict=True)]
@@ -126,9 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1).items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS + WAYS_KL, default=WAYS)
     parser.add_argument("--out", help="a file to append one JSON line a way to")
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)  # measure in this process
+    parser.add_argument("--one", choices=WAYS + WAYS_KL, help=argparse.SUPPRESS)  # measure in this process
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options)))
@@ -148,7 +174,7 @@ def main() -> None:
             print(f"| {way} | failed, exit status {done.returncode} |", flush=True)
             continue
         r = json.loads(done.stdout)
-        plain = r["cpu_s"] if way == "plain" else plain
+        plain = r["cpu_s"] if way.startswith("plain") else plain
         ratio = f"{r['cpu_s'] / plain:.2f}" if plain else "-"
         errors = " | ".join("-" if e is None else f"{e:.0e}" for e in r["error"])
         print(
