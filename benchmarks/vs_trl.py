@@ -89,7 +89,7 @@ def make_uneven_model() -> Path:
 
     from base_model import make_tokenizer
 
-    folder = WORK / f"uneven-model-{MEAN_TOKENS}"
+    folder = WORK / f"uneven-model-mean{MEAN_TOKENS}"
     if (folder / "done").exists():
         return folder
     tokenizer = make_tokenizer()
@@ -105,6 +105,9 @@ def make_uneven_model() -> Path:
         model.lm_head.weight.normal_(std=0.002)  # nearly uniform
         model.lm_head.weight[:, 0] = 0
         model.model.embed_tokens.weight[:, 0] = 1.0
+        for layer in model.model.layers:  # little is mixed in, or some texts would end at once and others never
+            layer.self_attn.o_proj.weight.mul_(0.1)
+            layer.mlp.down_proj.weight.mul_(0.1)
         hidden = model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state[..., 0].mean().item()
         model.lm_head.weight[tokenizer.eos_token_id] = 0
         model.lm_head.weight[tokenizer.eos_token_id, 0] = math.log(VOCABULARY / MEAN_TOKENS) / hidden

@@ -1,6 +1,9 @@
 """Every table and figure of the README and docs/, from the logs that are committed in runs/ and from nothing else.
 
-    python runs/report.py           writes the figures, and the tables between the <!-- table NAME --> marks of the pages
+    python runs/report.py           writes the figures, and what stands between the marks of the pages:
+                                    <!-- table NAME -->  a table made below from the runs' metrics
+                                    <!-- log FILE N -->  the N-th table that a benchmark printed, in runs/benchmarks/FILE
+                                    <!-- code FILE NAME -->, <!-- lines FILE TITLE -->  the source as it stands
     python runs/report.py --check   changes nothing; exit 1 if a page's table is not what the logs give
 
 A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, over 200 held-out problems, 2 samples each.
@@ -24,7 +27,7 @@ import numpy as np  # noqa: E402
 
 from plot import COLOURS, plot_runs, read_run  # noqa: E402
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "walkthrough.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "scaling.md"]
 EARLY, LATE = 925, 2460  # rollouts: the mixing half of a run (12 steps of 0.6 * 128), and all of it
 
 
@@ -83,14 +86,22 @@ ABLATION = {
     "ablation/mix-ppg": "without all three: plain Mix-PPG (24 steps: 1,843 rollouts)",
     "methods/ppo-lr3e-4": "PPO at the same rate",
 }
-SETTINGS = {
-    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "": "0.4", "p0.5": "0.5"},
-    "m, UTD ratio": {"": "2", "m3": "3"},
-    "T, reincarnation": {"T4": "4", "": "12", "Tnever": "never"},
-    "N, window": {"N1": "1", "": "2", "N4": "4"},
-    "λ": {"lambda0": "0", "": "schedule"},
+SETTINGS = {  # name: run below settings/ (or elsewhere, with its folder); "" is the default, methods/remix-ppo
+    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "": "0.4", "p0.5": "0.5"},
+    "m, UTD ratio": {"ablation/no-utd": "1", "": "2", "m3": "3", "m4": "4"},
+    "T, reincarnation": {"T4": "4", "": "12", "T18": "18", "Tnever": "never"},
+    "N, window": {"N1": "1", "": "2", "N3": "3", "N4": "4"},
+    "λ": {"lambda0": "0", "lambda0.5": "0.5", "ablation/no-kl-convex": "1", "": "schedule"},
     "π_{k−1}": {"": "previous weights", "precedent-current": "π_k"},
+    "β, with λ's schedule": {"": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
+    "β, with λ = 1": {"ablation/no-kl-convex": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1"},
 }
+
+
+def settings_run(name: str) -> str:
+    return "methods/remix-ppo" if not name else name if "/" in name else f"settings/{name}"
+
+
 CLIPS = {"mix_ppg": "Mix-PPG, centre c", "ppo": "centre 1 (PPO around π_b)", "decoupled_ppo": "decoupled (AReaL)",
          "geppo": "Mix-PPG, GePPO's ε", "vtrace": "Mix-PPG, V-trace"}  # fmt: skip
 
@@ -147,11 +158,8 @@ def table_ablation() -> str:
 def table_settings() -> str:
     lines = []
     for setting, values in SETTINGS.items():
-        if not any(name and seeds(f"settings/{name}") for name in values):
-            continue  # not run yet
         for name, value in values.items():
-            full = f"settings/{name}" if name else "methods/remix-ppo"
-            runs = seeds(full)[:3]  # as many seeds for the default as for the others
+            runs = seeds(settings_run(name))[:3]  # as many seeds for the default as for the others
             if not runs:
                 continue
             ages = ("log_ratio_sq/age1", "log_ratio_sq/age2")
@@ -241,6 +249,19 @@ def table_tune() -> str:
     return markdown(["method", *(f"lr {lr}" for lr in rates)], lines)
 
 
+def table_grader() -> str:
+    """The last lines that benchmarks/grader.py printed, for the project's own cases and the public ones."""
+    rows = []
+    for file, title in {"grader.txt": "`tests/test_reward.py` and the hostile ones that are built in",
+                        "grader-public.txt": "public graders' own tests, perturbed golds, hostile"}.items():  # fmt: skip
+        found = {line.split()[0]: line.split()[1:] for line in (RUNS / "benchmarks" / file).read_text().splitlines()}
+        times = [" / ".join(f"{1000 * float(found[key][i]):,.1f} ms" for key in ("median_s", "p99_s", "max_s"))
+                 for i in (0, 1)]  # fmt: skip
+        rows.append([f"{int(found['all'][0]):,} cases: {title}", *found["all"][1:], *times])
+    latency = "median / 99th percentile / slowest"
+    return markdown(["cases", "this grader", "math-verify alone", f"this grader: {latency}", "math-verify"], rows)
+
+
 TABLES = {name.removeprefix("table_"): make for name, make in globals().items() if name.startswith("table_")}
 
 
@@ -267,6 +288,12 @@ def lines(file: str, title: str) -> str:
     return "```python\n" + textwrap.dedent(found[2]) + f"\n```\n[`{file}`](../{file})"
 
 
+def log(file: str, number: str) -> str:
+    """The number-th (from 1) table of a benchmark's output."""
+    text = (RUNS / "benchmarks" / file).read_text()
+    return re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)[int(number) - 1].rstrip()
+
+
 def folders(names: dict[str, str]) -> dict[str, list[Path]]:
     """title -> the run folders of its seeds, for plot.plot_runs."""
     return {
@@ -284,7 +311,7 @@ def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None
 
 def figure_settings() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
-    ps = [0.1, 0.2, 0.4, 0.5]
+    ps = [0.1, 0.2, 0.3, 0.4, 0.5]
     runs = [seeds("methods/remix-ppo" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
     for key, label, colour in (
         (EARLY, f"at {EARLY} rollouts", COLOURS[0]),
@@ -298,14 +325,10 @@ def figure_settings() -> None:
         mean_and_range(axes[1], ps, values, color=COLOURS[age + 1], label=f"{age} step{'s' * (age > 1)} old")
     axes[1].set(title="How far replayed data is off", xlabel="p, share of replayed data", ylabel="E[(log r)²]")
     axes[1].legend(frameon=False)
-    for kind, values in {"m": ["1", "2", "3"], "N": ["1", "2", "4"]}.items():
-        names = {"m1": "ablation/no-utd", "m2": "methods/remix-ppo", "N2": "methods/remix-ppo"}
-        of = [seeds(names.get(kind + v, f"settings/{kind}{v}"))[:3] for v in values]
-        if sum(map(bool, of)) < 2:
-            continue  # not run yet
-        colour = COLOURS[0] if kind == "m" else COLOURS[4]
-        mean_and_range(axes[2], [int(v) for v in values], [[at(rows, EARLY) for rows in runs] for runs in of],
-                       color=colour, label={"m": "m, UTD ratio", "N": "N, window"}[kind])  # fmt: skip
+    for setting, colour in (("m, UTD ratio", COLOURS[0]), ("N, window", COLOURS[4])):
+        values = SETTINGS[setting]
+        of = [[at(rows, EARLY) for rows in seeds(settings_run(name))[:3]] for name in values]
+        mean_and_range(axes[2], [int(v) for v in values.values()], of, color=colour, label=setting)
     axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]", xticks=[1, 2, 3, 4])
     axes[2].legend(frameon=False)
     figure.savefig(RUNS / "settings" / "settings.png", dpi=150)
@@ -376,7 +399,7 @@ def figures() -> None:
 
 def fill(mark: re.Match) -> str:
     kind, what = mark[2], mark[3].split(maxsplit=1)
-    content = TABLES[what[0]]() if kind == "table" else code(*what) if kind == "code" else lines(*what)
+    content = TABLES[what[0]]() if kind == "table" else dict(code=code, lines=lines, log=log)[kind](*what)
     return f"{mark[1]}\n{content}\n\n{mark[4]}"
 
 
@@ -384,7 +407,7 @@ def main() -> None:
     check, wrong = "--check" in sys.argv[1:], []
     for page in PAGES:
         old = page.read_text()
-        new = re.sub(r"(<!-- (table|code|lines) (.+?) -->\n).*?(<!-- /\2 -->)", fill, old, flags=re.DOTALL)
+        new = re.sub(r"(<!-- (table|code|lines|log) (.+?) -->\n).*?(<!-- /\2 -->)", fill, old, flags=re.DOTALL)
         if check and new != old:
             wrong.append(page.name)
         elif new != old:
