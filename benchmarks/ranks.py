@@ -1,10 +1,11 @@
-"""One rank against two on the cores of this machine, the embedded task at equal threads a rank: the step rate and its ratio.
+"""One rank against two on the cores of this machine, at one thread a rank: seconds of a step and the ratio of the step rates.
 
-    python benchmarks/ranks.py --out runs/benchmarks/ranks.json
+    python benchmarks/ranks.py --out runs/benchmarks/ranks.json > runs/benchmarks/ranks.md
 
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
-The batch is large enough that there is something to share (512 responses). The learning rate moves nothing, so that every
-run has the same responses of the same lengths: only the clock differs.
+embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 32 a
+step. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
+every run has the same responses of the same lengths: only the clock differs.
 """
 
 import argparse
@@ -14,50 +15,73 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
+
+from vs_trl import WORK, make_uneven_model
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = (
-    "--model tiny --data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 128 --algo grpo --prompts_per_step 64 "
-    "--mini_batch 32 --tokens_per_micro_batch 2048 --lr 1e-30 --weight_decay 0 --reincarnation_step 0 --eval_every 0 "
-    "--eval_limit 1 --eval_n 1 --save_every 1000"
-).split()
+COMMON = (
+    "--data tiny --prompt plain --max_prompt_tokens 64 --algo grpo --lr 1e-30 --weight_decay 0 --reincarnation_step 0 "
+    "--eval_every 0 --eval_limit 1 --eval_n 1 --save_every 1000"
+)
+SETTINGS = {  # flags, steps of a run, of them warm-up
+    "embedded": (
+        "--model tiny --max_tokens 128 --prompts_per_step 128 --mini_batch 64 --tokens_per_micro_batch 2048",
+        8,
+        2,
+    ),
+    "100M": (
+        "--model {uneven} --max_tokens 256 --prompts_per_step 4 --mini_batch 4 --tokens_per_micro_batch 2176",
+        3,
+        1,
+    ),
+}
 
 
-def seconds(ranks: int, steps: int, flags: list[str]) -> list[dict]:
+def seconds(setting: str, ranks: int, flags: list[str]) -> list[dict]:
+    more, steps, warmup = SETTINGS[setting]
     out = ROOT / "out" / f"ranks{ranks}"
     shutil.rmtree(out, ignore_errors=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "remix.py", *FLAGS, *flags, "--steps", str(steps), "--out", str(out)]
+    command = [*launch, "remix.py", *COMMON.split(), *more.format(uneven=make_uneven_model()).split(), *flags]
+    command += ["--steps", str(steps), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows[3:]
-    ]  # after two steps of warm-up
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1 + warmup :]
+    shutil.rmtree(out)
+    return [{k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engine", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--out", help="raw numbers as JSON")
     args = parser.parse_args()
-    raw: dict[int, list[list[dict]]] = {1: [], 2: []}
-    for _ in range(args.repeats):
-        for ranks in raw:
-            raw[ranks].append(seconds(ranks, args.steps, ["--engine", args.engine]))
-    phases = list(raw[1][0][0])
-    step = {ranks: median(sum(row.values()) for run in runs for row in run) for ranks, runs in raw.items()}
-    print(f"| ranks | {' | '.join(f'{name} [s]' for name in phases)} | step, median [s] | rate |")
-    print("|---|" + "---:|" * (len(phases) + 2))
-    for ranks, runs in raw.items():
-        cells = [f"{fmean(row[name] for run in runs for row in run):.2f}" for name in phases]
-        print(f"| {ranks} | {' | '.join(cells)} | {step[ranks]:.2f} | {step[1] / step[ranks]:.2f} x |")
+    sys.path.insert(0, str(ROOT))
+    WORK.mkdir(parents=True, exist_ok=True)
+    print("$", " ".join(["python", "benchmarks/ranks.py", *sys.argv[1:]]))
+    launches = [(1, "none"), (2, "none"), (2, "node")]
+    raw = {setting: {launch: [] for launch in launches} for setting in args.settings}
+    print("| setting | ranks | shard | rollout [s] | reward | frozen | update | **step**, median [s] | rate |")
+    print("|---|---:|---|" + "---:|" * 6)
+    for setting, of in raw.items():
+        for _ in range(args.repeats):
+            for ranks, shard in launches:
+                of[ranks, shard] += seconds(setting, ranks, ["--engine", args.engine, "--shard", shard])
+        step = {launch: median(sum(row.values()) for row in rows) for launch, rows in of.items()}
+        for (ranks, shard), rows in of.items():
+            cells = [f"{median(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
+            rate = f"**{step[launches[0]] / step[ranks, shard]:.2f} x**" if ranks > 1 else ""
+            print(
+                f"| {setting} | {ranks} | {shard} | {' | '.join(cells)} | {step[ranks, shard]:.2f} | {rate} |",
+                flush=True,
+            )
     if args.out:
-        Path(args.out).write_text(json.dumps(dict(command=sys.argv, flags=FLAGS, seconds=raw), indent=1) + "\n")
+        rows = [dict(setting=s, ranks=r, shard=h, seconds=x) for s, of in raw.items() for (r, h), x in of.items()]
+        Path(args.out).write_text(json.dumps(dict(arguments=sys.argv[1:], runs=rows)) + "\n")
 
 
 if __name__ == "__main__":

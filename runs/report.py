@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 RUNS = Path(__file__).resolve().parent
 ROOT = RUNS.parent
@@ -86,20 +86,20 @@ ABLATION = {
     "ablation/mix-ppg": "without all three: plain Mix-PPG (24 steps: 1,843 rollouts)",
     "methods/ppo-lr3e-4": "PPO at the same rate",
 }
-SETTINGS = {  # name: run below settings/ (or elsewhere, with its folder); "" is the default, methods/remix-ppo
-    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "": "0.4", "p0.5": "0.5"},
-    "m, UTD ratio": {"ablation/no-utd": "1", "": "2", "m3": "3", "m4": "4"},
-    "T, reincarnation": {"T4": "4", "": "12", "T18": "18", "Tnever": "never"},
-    "N, window": {"N1": "1", "": "2", "N3": "3", "N4": "4"},
-    "λ": {"lambda0": "0", "lambda0.5": "0.5", "ablation/no-kl-convex": "1", "": "schedule"},
-    "π_{k−1}": {"": "previous weights", "precedent-current": "π_k"},
-    "β, with λ's schedule": {"": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
+SETTINGS = {  # name: run below settings/ (or elsewhere, with its folder); "default" is full ReMix-PPO
+    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "default": "0.4", "p0.5": "0.5"},
+    "m, UTD ratio": {"ablation/no-utd": "1", "default": "2", "m3": "3", "m4": "4"},
+    "T, reincarnation": {"T4": "4", "default": "12", "T18": "18", "Tnever": "never"},
+    "N, window": {"N1": "1", "default": "2", "N3": "3", "N4": "4"},
+    "λ": {"lambda0": "0", "lambda0.5": "0.5", "ablation/no-kl-convex": "1", "default": "schedule"},
+    "π_{k−1}": {"default": "previous weights", "precedent-current": "π_k"},
+    "β, with λ's schedule": {"default": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
     "β, with λ = 1": {"ablation/no-kl-convex": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1"},
 }
 
 
 def settings_run(name: str) -> str:
-    return "methods/remix-ppo" if not name else name if "/" in name else f"settings/{name}"
+    return name if "/" in name else f"settings/{name}"
 
 
 CLIPS = {"mix_ppg": "Mix-PPG, centre c", "ppo": "centre 1 (PPO around π_b)", "decoupled_ppo": "decoupled (AReaL)",
@@ -159,19 +159,20 @@ def table_settings() -> str:
     lines = []
     for setting, values in SETTINGS.items():
         for name, value in values.items():
-            runs = seeds(settings_run(name))[:3]  # as many seeds for the default as for the others
-            if not runs:
-                continue
-            ages = ("log_ratio_sq/age1", "log_ratio_sq/age2")
-            ratio = [fmean(mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)) for rows in runs]
-            moment = [mean_of(rows, ages[0], 2) for rows in runs]
+            runs = seeds(settings_run(name))[:3]  # as many for every row
+            ends = runs[0][-1]["rollouts"]
+            if ends < LATE - 10:
+                value += f" (ends at {ends:,})"
+            ratios = [fmean(row[f"ratio_mean/quarter{q}"] for q in (1, 2, 3, 4))
+                      for rows in runs for row in rows if "ratio_mean/quarter4" in row]  # fmt: skip
+            moment = [mean_of(rows, "log_ratio_sq/age1", 2) for rows in runs]
             length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
-            lines.append([setting, value + ("" if name else " (default)"), spread([at(rows, EARLY) for rows in runs]),
-                          spread([at(rows, LATE) for rows in runs]), spread(ratio, 3), f"{fmean(moment):.4f}",
-                          f"{fmean(length):.0f}"])  # fmt: skip
+            lines.append([setting, value + " (default)" * (name == "default"), spread([at(rows, EARLY) for rows in runs]),
+                          spread([at(rows, LATE) for rows in runs]), f"{median(ratios):.3f} ({max(ratios):.2f})",
+                          f"{fmean(moment):.3f}", f"{fmean(length):.0f}"])  # fmt: skip
             setting = ""
-    heads = ["setting", "value", *SHAPE[:2], "mean ratio on replayed tokens", "E[(log r)²], age 1", "length"]
-    return markdown(heads, lines)
+    ratio = "mean ratio on replayed tokens, a step's median (largest)"
+    return markdown(["setting", "value", *SHAPE[:2], ratio, "E[(log r)²], age 1", "length"], lines)
 
 
 def table_whipping() -> str:
@@ -312,7 +313,7 @@ def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None
 def figure_settings() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
     ps = [0.1, 0.2, 0.3, 0.4, 0.5]
-    runs = [seeds("methods/remix-ppo" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
+    runs = [seeds("settings/default" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
     for key, label, colour in (
         (EARLY, f"at {EARLY} rollouts", COLOURS[0]),
         (LATE, f"at {LATE:,} (p = 0.5: 2,304)", COLOURS[1]),

@@ -8,9 +8,10 @@ add() { # NAME FLAGS
     jobs+=("$1-seed$seed $study --lr $(lr remix-ppo) --seed $seed $2")
   done
 }
-for p in 0.1 0.2 0.3 0.5; do add "p$p" "--off_policy_ratio $p"; done
+add default "" # the full method once more, beside the others
+for p in 0.1 0.2 0.3 0.5; do add "p$p" "--off_policy_ratio $p --eval_every 2"; done # 925 rollouts is another step for each
 for m in 3 4; do add "m$m" "--utd_ratio $m"; done
-for T in 4 18; do add "T$T" "--reincarnation_step $T"; done
+for T in 4 18; do add "T$T" "--reincarnation_step $T --eval_every 2"; done
 add Tnever "--reincarnation_step 0 --steps 32 --eval_every 4" # as many rollouts as the others: none of its steps has 128
 for N in 1 3 4; do add "N$N" "--replay_window $N"; done
 for weight in 0 0.5; do add "lambda$weight" "--kl_convex $weight"; done
