@@ -86,20 +86,16 @@ ABLATION = {
     "ablation/mix-ppg": "without all three: plain Mix-PPG (24 steps: 1,843 rollouts)",
     "methods/ppo-lr3e-4": "PPO at the same rate",
 }
-SETTINGS = {  # name: run below settings/ (or elsewhere, with its folder); "default" is full ReMix-PPO
+SETTINGS = {  # run below settings/: value; "default" is full ReMix-PPO
     "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "default": "0.4", "p0.5": "0.5"},
-    "m, UTD ratio": {"ablation/no-utd": "1", "default": "2", "m3": "3", "m4": "4"},
+    "m, UTD ratio": {"m1": "1", "default": "2", "m3": "3", "m4": "4"},
     "T, reincarnation": {"T4": "4", "default": "12", "T18": "18", "Tnever": "never"},
     "N, window": {"N1": "1", "default": "2", "N3": "3", "N4": "4"},
-    "λ": {"lambda0": "0", "lambda0.5": "0.5", "ablation/no-kl-convex": "1", "default": "schedule"},
+    "λ": {"lambda0": "0", "lambda0.5": "0.5", "lambda1": "1", "default": "schedule"},
     "π_{k−1}": {"default": "previous weights", "precedent-current": "π_k"},
     "β, with λ's schedule": {"default": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
-    "β, with λ = 1": {"ablation/no-kl-convex": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1"},
+    "β, with λ = 1": {"lambda1": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1"},
 }
-
-
-def settings_run(name: str) -> str:
-    return name if "/" in name else f"settings/{name}"
 
 
 CLIPS = {"mix_ppg": "Mix-PPG, centre c", "ppo": "centre 1 (PPO around π_b)", "decoupled_ppo": "decoupled (AReaL)",
@@ -159,7 +155,7 @@ def table_settings() -> str:
     lines = []
     for setting, values in SETTINGS.items():
         for name, value in values.items():
-            runs = seeds(settings_run(name))[:3]  # as many for every row
+            runs = seeds(f"settings/{name}")
             ends = runs[0][-1]["rollouts"]
             if ends < LATE - 10:
                 value += f" (ends at {ends:,})"
@@ -313,7 +309,7 @@ def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None
 def figure_settings() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.3), layout="constrained")
     ps = [0.1, 0.2, 0.3, 0.4, 0.5]
-    runs = [seeds("settings/default" if p == 0.4 else f"settings/p{p}")[:3] for p in ps]
+    runs = [seeds("settings/default" if p == 0.4 else f"settings/p{p}") for p in ps]
     for key, label, colour in (
         (EARLY, f"at {EARLY} rollouts", COLOURS[0]),
         (LATE, f"at {LATE:,} (p = 0.5: 2,304)", COLOURS[1]),
@@ -328,7 +324,7 @@ def figure_settings() -> None:
     axes[1].legend(frameon=False)
     for setting, colour in (("m, UTD ratio", COLOURS[0]), ("N, window", COLOURS[4])):
         values = SETTINGS[setting]
-        of = [[at(rows, EARLY) for rows in seeds(settings_run(name))[:3]] for name in values]
+        of = [[at(rows, EARLY) for rows in seeds(f"settings/{name}")] for name in values]
         mean_and_range(axes[2], [int(v) for v in values.values()], of, color=colour, label=setting)
     axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]", xticks=[1, 2, 3, 4])
     axes[2].legend(frameon=False)
