@@ -112,7 +112,7 @@ def frozen_pass(
     -> one CPU tensor (T,) or (T, H), float32, a response, on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
     lengths, sizes = [len(r.prompt) + len(r.tokens) for r in responses], [len(r.tokens) for r in responses]
-    results = None  # all responses end to end, 0 where another rank computes
+    flat = None  # all responses end to end, 0 where another rank computes
     for indices in micro_batches(lengths, budget, world)[rank]:
         part = [responses[i] for i in indices or [0]]  # a rank out of work runs along: FSDP's collectives need it
         batch = collate(part, device)
@@ -122,15 +122,16 @@ def frozen_pass(
         else:
             rows = model(**batch, states=True) if states else model(**batch)[0]
         rows = rows.float().cpu()
-        if results is None:
-            results = rows.new_zeros(sum(sizes), *rows.shape[2:]).split(sizes)
+        if flat is None:
+            flat = rows.new_zeros(sum(sizes), *rows.shape[2:])
+            results = flat.split(sizes)
         for b, i in enumerate(indices):
             results[i].copy_(rows[b, : sizes[i]])
     if isinstance(model, FSDPModule):
         model.reshard()  # without a backward pass the root would stay whole on every rank
     if world > 1:
-        dist.all_reduce(results[0]._base)
-    return list(results)
+        dist.all_reduce(flat)
+    return [result.clone() for result in results]  # on its own: the buffer keeps some for steps
 
 
 def stop_if_not_finite(step: int, **terms: float) -> None:
@@ -353,12 +354,10 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         if anchored:
             if exact:
                 heads["base"] = whole_head(base, cfg.dtype)
-            known = "states_base" if exact else "logp_base"
-            missing = [
-                r for r in batch if getattr(r, known) is None
-            ]  # replayed responses have it from their first step
+            name = "states_base" if exact else "logp_base"
+            missing = [r for r in batch if getattr(r, name) is None]  # replayed ones have it from their first step
             for r, result in zip(missing, passed(base, missing, states=exact), strict=True):
-                setattr(r, known, result)
+                setattr(r, name, result)
         lam = kl_convex_weight(cfg, step)
         if anchored and lam < 1:  # while lambda = 1 nothing of pi_{k-1} is needed
             before = policy if precedent is None else precedent

@@ -1,5 +1,7 @@
 """The buffer's order, ages, draws, and the exact rollout counts of the paper."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,17 @@ def test_on_policyness_draws_in_proportion_to_the_likelihood():
     np.testing.assert_allclose(counts / 3000, [0.2, 0.3, 0.5], atol=5 * (0.25 / 3000) ** 0.5)
     assert len(drawn(buffer, 9, likelihood=[0.2, 0.3, 0.5])) == 3
     assert drawn(Buffer(1, "on_policyness"), 2, likelihood=[]) == []
+
+
+def test_a_response_travels_between_ranks_as_it_is():
+    logps = torch.randn(6).split([2, 4])  # views of one tensor, as frozen_pass makes them
+    sent = Response([1, 2], [3, 4, 5, 6], logps[1], True, 1.0, 7, states_base=torch.randn(4, 3))
+    got = pickle.loads(pickle.dumps(sent))
+    for name, value in vars(sent).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(got, name), value) and got.__dict__[name].dtype == value.dtype
+        else:
+            assert getattr(got, name) == value
+    got.logp_b += 1  # writable, and its own
+    assert torch.equal(got.logp_b, logps[1] + 1)
+    assert len(pickle.dumps(sent)) < len(pickle.dumps([1])) + 2000
