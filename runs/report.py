@@ -156,6 +156,8 @@ def table_settings() -> str:
     for setting, values in SETTINGS.items():
         for name, value in values.items():
             runs = seeds(f"settings/{name}")
+            if not runs:
+                continue  # not run yet
             ends = runs[0][-1]["rollouts"]
             if ends < LATE - 10:
                 value += f" (ends at {ends:,})"
