@@ -195,7 +195,7 @@ def table_clip() -> str:
     rows = []
     for name, title in CLIPS.items():
         full = "methods/remix-ppo" if name == "mix_ppg" else f"clip/{name}"
-        runs = seeds(full)[:3]  # as many for Mix-PPG as for the others
+        runs = seeds(full)
         clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in runs]
         row = [title, *(spread([at(rows, rollouts) for rows in runs]) for rollouts in (EARLY, LATE))]
         rows.append([*row, f"{100 * fmean(clipped):.2f} %"])
