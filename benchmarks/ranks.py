@@ -3,7 +3,7 @@
     python benchmarks/ranks.py --out runs/benchmarks/ranks.json > runs/benchmarks/ranks.md
 
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
-embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 32 a
+embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 16 a
 step. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
 every run has the same responses of the same lengths: only the clock differs.
 """
@@ -31,7 +31,7 @@ SETTINGS = {  # flags, steps of a run, of them warm-up
         2,
     ),
     "100M": (
-        "--model {uneven} --max_tokens 256 --prompts_per_step 4 --mini_batch 4 --tokens_per_micro_batch 2176",
+        "--model {uneven} --max_tokens 256 --prompts_per_step 2 --mini_batch 2 --tokens_per_micro_batch 2176",
         3,
         1,
     ),
@@ -40,10 +40,11 @@ SETTINGS = {  # flags, steps of a run, of them warm-up
 
 def seconds(setting: str, ranks: int, flags: list[str]) -> list[dict]:
     more, steps, warmup = SETTINGS[setting]
+    more = more.format(uneven=make_uneven_model()) if "{uneven}" in more else more
     out = ROOT / "out" / f"ranks{ranks}"
     shutil.rmtree(out, ignore_errors=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "remix.py", *COMMON.split(), *more.format(uneven=make_uneven_model()).split(), *flags]
+    command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags]
     command += ["--steps", str(steps), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
     if done.returncode:
