@@ -5,7 +5,8 @@
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
 embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 16 a
 step. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
-every run has the same responses of the same lengths: only the clock differs.
+every run has the same responses of the same lengths: only the clock differs. "2 jobs" is the machine's own limit: two runs
+of one rank side by side that know nothing of each other; their rate is that of both together.
 """
 
 import argparse
@@ -38,19 +39,24 @@ SETTINGS = {  # flags, steps of a run, of them warm-up
 }
 
 
-def seconds(setting: str, ranks: int, flags: list[str]) -> list[dict]:
+def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]:
+    """Seconds by phase of every step after the warm-up, of all jobs; the jobs start together."""
     more, steps, warmup = SETTINGS[setting]
     more = more.format(uneven=make_uneven_model()) if "{uneven}" in more else more
-    out = ROOT / "out" / f"ranks{ranks}"
-    shutil.rmtree(out, ignore_errors=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags]
-    command += ["--steps", str(steps), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1 + warmup :]
-    shutil.rmtree(out)
+    outs, running, rows = [ROOT / "out" / f"ranks{ranks}-job{job}" for job in range(jobs)], [], []
+    for out in outs:
+        shutil.rmtree(out, ignore_errors=True)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags]
+        command += ["--steps", str(steps), "--out", str(out)]
+        env = os.environ | dict(OMP_NUM_THREADS="1")
+        running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+    for out, job in zip(outs, running, strict=True):
+        _, error = job.communicate()
+        if job.returncode:
+            sys.exit(error.decode())
+        rows += [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1 + warmup :]
+        shutil.rmtree(out)
     return [{k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows]
 
 
@@ -64,24 +70,27 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     WORK.mkdir(parents=True, exist_ok=True)
     print("$", " ".join(["python", "benchmarks/ranks.py", *sys.argv[1:]]))
-    launches = [(1, "none"), (2, "none"), (2, "node")]
+    launches = [(1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (1, 2, "node")]  # jobs, ranks of each, --shard
     raw = {setting: {launch: [] for launch in launches} for setting in args.settings}
-    print("| setting | ranks | shard | rollout [s] | reward | frozen | update | **step**, median [s] | rate |")
-    print("|---|---:|---|" + "---:|" * 6)
+    print("| setting | launched | shard | rollout [s] | reward | frozen | update | **step**, median [s] | rate |")
+    print("|---|---|---|" + "---:|" * 6)
     for setting, of in raw.items():
         for _ in range(args.repeats):
-            for ranks, shard in launches:
-                of[ranks, shard] += seconds(setting, ranks, ["--engine", args.engine, "--shard", shard])
+            for jobs, ranks, shard in launches:
+                of[jobs, ranks, shard] += seconds(setting, jobs, ranks, ["--engine", args.engine, "--shard", shard])
         step = {launch: median(sum(row.values()) for row in rows) for launch, rows in of.items()}
-        for (ranks, shard), rows in of.items():
+        for (jobs, ranks, shard), rows in of.items():
             cells = [f"{median(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
-            rate = f"**{step[launches[0]] / step[ranks, shard]:.2f} x**" if ranks > 1 else ""
-            print(
-                f"| {setting} | {ranks} | {shard} | {' | '.join(cells)} | {step[ranks, shard]:.2f} | {rate} |",
-                flush=True,
-            )
+            took = step[jobs, ranks, shard]
+            rate = f"**{jobs * step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
+            what = "2 jobs of 1 rank" if jobs > 1 else "2 ranks" if ranks > 1 else "1 rank"
+            print(f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |", flush=True)
     if args.out:
-        rows = [dict(setting=s, ranks=r, shard=h, seconds=x) for s, of in raw.items() for (r, h), x in of.items()]
+        rows = [
+            dict(setting=setting, jobs=jobs, ranks=ranks, shard=shard, seconds=x)
+            for setting, of in raw.items()
+            for (jobs, ranks, shard), x in of.items()
+        ]
         Path(args.out).write_text(json.dumps(dict(arguments=sys.argv[1:], runs=rows)) + "\n")
 
 
