@@ -43,18 +43,20 @@ def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]
     """Seconds by phase of every step after the warm-up, of all jobs; the jobs start together."""
     more, steps, warmup = SETTINGS[setting]
     more = more.format(uneven=make_uneven_model()) if "{uneven}" in more else more
-    outs, running, rows = [ROOT / "out" / f"ranks{ranks}-job{job}" for job in range(jobs)], [], []
-    for out in outs:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags, "--steps", str(steps), "--out"]
+    env = os.environ | dict(OMP_NUM_THREADS="1")
+    outs, rows = [ROOT / "out" / f"ranks{ranks}-job{job}" for job in range(jobs)], []
+    logs, running = [WORK / f"{out.name}.log" for out in outs], []
+    for out, path in zip(outs, logs, strict=True):
         shutil.rmtree(out, ignore_errors=True)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags]
-        command += ["--steps", str(steps), "--out", str(out)]
-        env = os.environ | dict(OMP_NUM_THREADS="1")
-        running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    for out, job in zip(outs, running, strict=True):
-        _, error = job.communicate()
+        with open(path, "w") as log:
+            running.append(subprocess.Popen([*command, str(out)], cwd=ROOT, env=env, stdout=log, stderr=log))
+    for job in running:  # all of them, before any is read: none goes on alone when another fails
+        job.wait()
+    for out, path, job in zip(outs, logs, running, strict=True):
         if job.returncode:
-            sys.exit(error.decode())
+            sys.exit(path.read_text())
         rows += [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1 + warmup :]
         shutil.rmtree(out)
     return [{k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows]
@@ -83,7 +85,7 @@ def main() -> None:
             cells = [f"{median(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
             took = step[jobs, ranks, shard]
             rate = f"**{jobs * step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
-            what = "2 jobs of 1 rank" if jobs > 1 else "2 ranks" if ranks > 1 else "1 rank"
+            what = f"{jobs} jobs of 1 rank" if jobs > 1 else f"{ranks} ranks" if ranks > 1 else "1 rank"
             print(f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |", flush=True)
     if args.out:
         rows = [
