@@ -7,12 +7,12 @@ the distribution that the sampler draws from.
 """
 
 import functools
-import math
 import os
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -307,15 +307,14 @@ def full_weights(policy: Policy, dtype: str | None = None):
 
 def collate(responses: list[Response], device: str) -> dict[str, Tensor]:
     """Right-padded ids (B, L), index, labels, mask (B, T) for Policy.forward and Critic.forward."""
-    B, T = len(responses), max(len(r.tokens) for r in responses)
-    ids = torch.zeros(B, max(len(r.prompt) + len(r.tokens) for r in responses), dtype=torch.long)
-    index, labels, mask = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T)
-    for b, r in enumerate(responses):
-        start, n = len(r.prompt), len(r.tokens)
-        ids[b, : start + n] = torch.tensor(r.prompt + r.tokens)
-        index[b, :n] = torch.arange(start - 1, start - 1 + n)  # the state before token t predicts it
-        labels[b, :n] = torch.tensor(r.tokens)
-        mask[b, :n] = 1
+    start, size = (torch.tensor([len(getattr(r, part)) for r in responses]) for part in ("prompt", "tokens"))
+    L, T = int((start + size).max()), int(size.max())
+    ids = np.array([r.prompt + r.tokens + [0] * (L - len(r.prompt) - len(r.tokens)) for r in responses])
+    labels = np.array([r.tokens + [0] * (T - len(r.tokens)) for r in responses])
+    ids, labels, place = torch.from_numpy(ids), torch.from_numpy(labels), torch.arange(T)
+    mask = place < size[:, None]
+    index = torch.where(mask, start[:, None] - 1 + place, 0)  # the state before token t predicts it
+    mask = mask.float()
     return {k: v.to(device) for k, v in dict(ids=ids, index=index, labels=labels, mask=mask).items()}
 
 
@@ -324,7 +323,7 @@ def pad(rows: list[Tensor], device: str) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-MICRO_BATCH_COST = 64  # tokens: what a micro-batch costs by itself, in launches, collectives and Python
+MICRO_BATCH_COST = 128  # tokens: what a micro-batch costs by itself, in launches, collectives and Python
 
 
 def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
@@ -339,16 +338,13 @@ def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list
     shares: list[list[list[int]]] = []
     for rank in range(world):  # dealt to and fro, so that no rank gets the longer of every pair
         share = [i for n, i in enumerate(order) if n % (2 * world) in (rank, 2 * world - 1 - rank)]
-        cost, cut = (
-            [0.0] + [math.inf] * len(share),
-            [0] * (len(share) + 1),
-        )  # of the first so many samples; its last cut
-        for start in range(len(share)):
-            longest = lengths[share[start]]
-            for end in range(start + 1, min(len(share), start + max(1, budget // longest)) + 1):
-                price = cost[start] + longest * (end - start) + MICRO_BATCH_COST
-                if price < cost[end]:
-                    cost[end], cut[end] = price, start
+        cost = np.array([0] + [np.inf] * len(share))  # the least, of the first so many samples
+        cut = np.zeros(len(share) + 1, dtype=int)  # where their last micro-batch starts
+        for start, longest in enumerate(lengths[i] for i in share):
+            ends = slice(start + 1, min(start + max(1, budget // longest), len(share)) + 1)
+            price = cost[start] + MICRO_BATCH_COST + longest * np.arange(1, ends.stop - start)
+            better = price < cost[ends]
+            cost[ends][better], cut[ends][better] = price[better], start
         batches, end = [], len(share)
         while end:
             batches.insert(0, share[cut[end] : end])

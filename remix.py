@@ -26,6 +26,7 @@ Other methods, for comparison: --loss (siblings.py), --replay (buffer.py), --sam
 Shapes: P prompts a step, G responses a prompt (a group), B = P * G, T response tokens. Left out of the paper: nothing known.
 """
 
+import gc
 import json
 import math
 import os
@@ -250,6 +251,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         log(row)
         if eval_problems:
             say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {row['eval/response_length']:.0f} tokens a response")
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: a full collection would look at all of it, for 0.3 s every few steps
     unchecked = True  # engine and trainer have not been compared since the start or the resume
     progress = tqdm(
         total=cfg.steps, initial=state["step"], desc="ReMix", unit="step", disable=None if main_rank else True

@@ -79,6 +79,17 @@ def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
     assert len({tuple(s.tokens) for s in groups[0]}) > 1
 
 
+def test_a_bound_on_the_cache_changes_no_sample(kind, engines, prompts, monkeypatch):
+    if kind == "vllm":
+        pytest.skip("vLLM bounds its cache itself")
+    assert rollout.even(list(range(11)), 5) == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]] and rollout.even([], 5) == []
+    engine, options = engines(kind), dict(seeds=[100 * i for i in range(24)], max_tokens=16)
+    whole = engine.generate(prompts, 3, **options)
+    monkeypatch.setattr(engine, "tokens", 10 * (16 + max(map(len, prompts))))  # 10 rows of the 72 at a time
+    parts = engine.generate(prompts, 3, **options)
+    assert [[s.tokens for s in group] for group in whole] == [[s.tokens for s in group] for group in parts]
+
+
 def test_eos_ends_a_response_and_belongs_to_it(kind, engines, policy, base, prompts, tokenizer):
     engine = engines(kind)
     engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))
