@@ -159,12 +159,18 @@ def load_data(cfg: Config):
         model_path = base_model.make_base_model(settings=settings, quiet=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
-        transformers.AutoConfig.from_pretrained(model_path)
+        context = getattr(transformers.AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--model {cfg.model}: neither a local folder with a model nor to be had from the hub "
             f"({str(error).splitlines()[0]}); give a path, or 'tiny' for the embedded model"
         ) from error
+    for name in ("max_tokens", "eval_max_tokens"):
+        if context is not None and cfg.max_prompt_tokens + getattr(cfg, name) > context:
+            raise ValueError(
+                f"--{name} {getattr(cfg, name)}: with --max_prompt_tokens {cfg.max_prompt_tokens} that is more than the "
+                f"{context} tokens of context of {cfg.model}; lower one of them"
+            )
     how = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
     names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
     problems, counts = load_problems(cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **how, **names)

@@ -4,9 +4,9 @@
 
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
 embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 16 a
-step. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
-every run has the same responses of the same lengths: only the clock differs. "2 jobs" is the machine's own limit: two runs
-of one rank side by side that know nothing of each other; their rate is that of both together.
+step, all fresh. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
+every run has the same responses of the same lengths: only the clock differs. "2 jobs" is what two ranks would do if they had
+nothing to say to each other: two runs of one rank and half the batch, side by side.
 """
 
 import argparse
@@ -25,23 +25,16 @@ COMMON = (
     "--data tiny --prompt plain --max_prompt_tokens 64 --algo grpo --lr 1e-30 --weight_decay 0 --reincarnation_step 0 "
     "--eval_every 0 --eval_limit 1 --eval_n 1 --save_every 1000"
 )
-SETTINGS = {  # flags, steps of a run, of them warm-up
-    "embedded": (
-        "--model tiny --max_tokens 128 --prompts_per_step 128 --mini_batch 64 --tokens_per_micro_batch 2048",
-        8,
-        2,
-    ),
-    "100M": (
-        "--model {uneven} --max_tokens 256 --prompts_per_step 2 --mini_batch 2 --tokens_per_micro_batch 2176",
-        3,
-        1,
-    ),
+SETTINGS = {  # flags, prompts a step and a mini-batch, steps of a run, of them warm-up
+    "embedded": ("--model tiny --max_tokens 128 --tokens_per_micro_batch 2048", 128, 64, 7, 2),
+    "100M": ("--model {uneven} --max_tokens 256 --tokens_per_micro_batch 2176 --off_policy_ratio 0", 2, 2, 3, 1),
 }
 
 
 def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]:
-    """Seconds by phase of every step after the warm-up, of all jobs; the jobs start together."""
-    more, steps, warmup = SETTINGS[setting]
+    """Seconds by phase of every step after the warm-up, of all jobs, which share the batch; the jobs start together."""
+    more, prompts, mini_batch, steps, warmup = SETTINGS[setting]
+    more += f" --prompts_per_step {prompts // jobs} --mini_batch {mini_batch // jobs}"
     more = more.format(uneven=make_uneven_model()) if "{uneven}" in more else more
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags, "--steps", str(steps), "--out"]
@@ -65,7 +58,7 @@ def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--engine", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--out", help="raw numbers as JSON")
     args = parser.parse_args()
@@ -84,8 +77,8 @@ def main() -> None:
         for (jobs, ranks, shard), rows in of.items():
             cells = [f"{median(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
             took = step[jobs, ranks, shard]
-            rate = f"**{jobs * step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
-            what = f"{jobs} jobs of 1 rank" if jobs > 1 else f"{ranks} ranks" if ranks > 1 else "1 rank"
+            rate = f"**{step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
+            what = f"{jobs} jobs, half each" if jobs > 1 else f"{ranks} ranks" if ranks > 1 else "1 rank"
             print(f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |", flush=True)
     if args.out:
         rows = [

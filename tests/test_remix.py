@@ -457,6 +457,8 @@ def test_flags_of_an_algorithm():
     "flags, message",
     [
         (["--model", "nowhere/nothing"], "--model nowhere/nothing: neither a local folder"),
+        (["--max_tokens", 8192], "--max_tokens 8192: with --max_prompt_tokens 766 .* the 4096 tokens"),
+        (["--eval_max_tokens", 4000], "--eval_max_tokens 4000: with"),
         (["--data", "missing.json"], "--data missing.json"),
         (["--data", "empty.json"], "--data"),
         (["--data", "words.json"], "no usable row"),
@@ -469,7 +471,7 @@ def test_bad_models_and_data(base, group, tmp_path, monkeypatch, flags, message)
     Path("empty.json").write_text("[]")
     Path("words.json").write_text(json.dumps([dict(problem="What?", answer=r"\frac{")]))
     with pytest.raises(ValueError, match=message):
-        remix.load_data(bad("--model", base, *flags))
+        remix.load_data(bad("--model", base, "--max_tokens", 100, *flags))
 
 
 def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
