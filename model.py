@@ -307,13 +307,13 @@ def full_weights(policy: Policy, dtype: str | None = None):
 
 def collate(responses: list[Response], device: str) -> dict[str, Tensor]:
     """Right-padded ids (B, L), index, labels, mask (B, T) for Policy.forward and Critic.forward."""
-    start, size = (torch.tensor([len(getattr(r, part)) for r in responses]) for part in ("prompt", "tokens"))
-    L, T = int((start + size).max()), int(size.max())
-    ids = np.array([r.prompt + r.tokens + [0] * (L - len(r.prompt) - len(r.tokens)) for r in responses])
-    labels = np.array([r.tokens + [0] * (T - len(r.tokens)) for r in responses])
-    ids, labels, place = torch.from_numpy(ids), torch.from_numpy(labels), torch.arange(T)
-    mask = place < size[:, None]
-    index = torch.where(mask, start[:, None] - 1 + place, 0)  # the state before token t predicts it
+    ids = pad([torch.tensor(r.prompt + r.tokens) for r in responses], "cpu")
+    labels = pad([torch.tensor(r.tokens) for r in responses], "cpu")
+    start = torch.tensor([[len(r.prompt)] for r in responses])  # (B, 1)
+    size = torch.tensor([[len(r.tokens)] for r in responses])
+    place = torch.arange(labels.shape[1])
+    mask = place < size
+    index = torch.where(mask, start - 1 + place, 0)  # the state before token t predicts it
     mask = mask.float()
     return {k: v.to(device) for k, v in dict(ids=ids, index=index, labels=labels, mask=mask).items()}
 
