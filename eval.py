@@ -273,13 +273,17 @@ def load_tokenizer(model: str):
 
     local = model.startswith(("/", ".", "~")) or model.count("/") > 1 or Path(model).exists()
     if local and not Path(model, "config.json").is_file():
-        raise BadInput(f"--model {model}: there is no model folder (with a config.json); give one or a hub name.")
+        raise BadInput(
+            f"--model {model}: there is no model folder (with a config.json); give one, a hub name, or tiny."
+        )
     try:
         config = AutoConfig.from_pretrained(model)
         return AutoTokenizer.from_pretrained(model), getattr(config, "max_position_embeddings", None)
     except Exception as error:  # transformers raises many kinds; the user needs the sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"--model {model}: no such folder, nor a hub name within reach ({reason[:200]}).") from error
+        raise BadInput(
+            f"--model {model}: no such folder, nor a hub name within reach ({reason[:200]}); give one, or tiny."
+        ) from error
 
 
 def resolved_config(args, sets: dict[str, list[Problem]], format: str) -> dict:

@@ -1,13 +1,13 @@
 """One figure from the metrics.jsonl of one or several runs.
 
-    python plot.py runs/remix-ppo-seed0 runs/remix-ppo-seed1 runs/ppo-seed0 --out curve.png
+    python plot.py out/tiny-ppo-seed0 --out curve.png
     python plot.py runs/methods/*-seed* --out methods.png --table --at 900
 
 Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks good on one of the
-three can look bad on another. Bottom: response length, self-reflection and the mean importance ratio by data age,
-against steps. Folders NAME-seedN are seeds of one line NAME: the line is their mean, the band their minimum and
-maximum, over the steps that all of them have; where some go on alone they are drawn thin. A single run's band is the
-95 % interval of its pass@1.
+three can look bad on another. Bottom: response length, self-reflection and the effective sample size by data age,
+against steps (`ess`, between 0 and 1; the mean ratio is 1 until a single token makes it 70). Folders NAME-seedN are seeds
+of one line NAME: the line is their mean, the band their minimum and maximum, over the steps that all of them have; where
+some go on alone they are drawn thin. A single run's band is the 95 % interval of its pass@1.
 """
 
 import argparse
@@ -156,16 +156,17 @@ def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
             ax.set_ylim(0, 103 if scale == 100 else None)
     ax, ages = axes.flat[5], []
     for age in range(AGES):
-        drawn = [draw(ax, metrics[m], "step", f"ratio_mean/age{age}", 1, colours[m], AGE_STYLES[age]) for m in metrics]
+        drawn = [draw(ax, metrics[m], "step", f"ess/age{age}", 1, colours[m], AGE_STYLES[age]) for m in metrics]
         ages += [age] if any(drawn) else []
     finish(
         ax,
-        "Importance ratio by data age",
+        "Effective sample size by data age",
         "training step",
-        "mean ratio, trained / sampling policy",
+        "ess, share of the tokens",
         bool(ages),
     )
     if ages:
+        ax.set_ylim(0, 1.03)
         names = {0: "fresh"} | {age: f"{age} step{'s' * (age > 1)} old" for age in range(1, AGES)}
         lines = [Line2D([], [], color="0.3", ls=AGE_STYLES[age], label=names[age]) for age in ages]
         ax.legend(handles=lines, frameon=False, fontsize=8, loc="best")

@@ -52,7 +52,7 @@ import loss
 from buffer import Buffer, Response, fresh_prompts, mean_reward
 from config import Config, check_config, check_out, kl_convex_weight, parse_config
 from data import describe, load_problems
-from eval import decode, reflection_rate, sample, summarize
+from eval import decode, load_tokenizer, reflection_rate, sample, summarize
 from model import (
     Critic,
     Policy,
@@ -157,14 +157,7 @@ def load_data(cfg: Config):
             base_model.make_base_model(settings=settings)
         dist.barrier()
         model_path = base_model.make_base_model(settings=settings, quiet=True)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
-        context = getattr(transformers.AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {cfg.model}: neither a local folder with a model nor to be had from the hub "
-            f"({str(error).splitlines()[0]}); give a path, or 'tiny' for the embedded model"
-        ) from error
+    tokenizer, context = load_tokenizer(model_path)
     for name in ("max_tokens", "eval_max_tokens"):
         if context is not None and cfg.max_prompt_tokens + getattr(cfg, name) > context:
             raise ValueError(

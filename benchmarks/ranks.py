@@ -5,8 +5,10 @@
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
 embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 16 a
 step, all fresh. Both with --shard none (a copy a rank, the default on CPU) and node (FSDP2). The learning rate moves nothing, so that
-every run has the same responses of the same lengths: only the clock differs. "2 jobs" is what two ranks would do if they had
-nothing to say to each other: two runs of one rank and half the batch, side by side.
+every run has the same responses of the same lengths: only the clock differs. A rate is steps over seconds, all runs together.
+Two rows say what could be had: "2 jobs" is what two ranks would do if they had nothing to say to each other, two runs of one
+rank and half the batch, side by side; "bare loop" is the machine itself, a Python loop of 0.3 s, over and over, in two
+processes that wait for each other after each, against one process.
 """
 
 import argparse
@@ -15,8 +17,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from multiprocessing import Barrier, Process
 from pathlib import Path
-from statistics import median
+from statistics import mean
 
 from vs_trl import WORK, make_uneven_model
 
@@ -55,6 +59,23 @@ def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]
     return [{k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows]
 
 
+def loop(units: int, barrier) -> None:
+    for _ in range(units):
+        sum(i * i for i in range(4_000_000))
+        barrier.wait()
+
+
+def bare_loop(processes: int, units: int = 30) -> float:
+    """Seconds that processes in step need for so many units of the loop each; no memory, nothing of this project."""
+    barrier, started = Barrier(processes), time.perf_counter()
+    running = [Process(target=loop, args=(units, barrier)) for _ in range(processes)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -67,26 +88,31 @@ def main() -> None:
     print("$", " ".join(["python", "benchmarks/ranks.py", *sys.argv[1:]]))
     launches = [(1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (1, 2, "node")]  # jobs, ranks of each, --shard
     raw = {setting: {launch: [] for launch in launches} for setting in args.settings}
-    print("| setting | launched | shard | rollout [s] | reward | frozen | update | **step**, median [s] | rate |")
+    loops = {1: [], 2: []}  # processes: seconds
+    print("| setting | launched | shard | rollout [s] | reward | frozen | update | **step** [s] | rate |")
     print("|---|---|---|" + "---:|" * 6)
     for setting, of in raw.items():
         for _ in range(args.repeats):
+            for processes, of_loop in loops.items():
+                of_loop.append(bare_loop(processes))
             for jobs, ranks, shard in launches:
                 of[jobs, ranks, shard] += seconds(setting, jobs, ranks, ["--engine", args.engine, "--shard", shard])
-        step = {launch: median(sum(row.values()) for row in rows) for launch, rows in of.items()}
+        step = {launch: mean(sum(row.values()) for row in rows) for launch, rows in of.items()}
         for (jobs, ranks, shard), rows in of.items():
-            cells = [f"{median(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
+            cells = [f"{mean(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
             took = step[jobs, ranks, shard]
             rate = f"**{step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
             what = f"{jobs} jobs, half each" if jobs > 1 else f"{ranks} ranks" if ranks > 1 else "1 rank"
             print(f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |", flush=True)
+    rate = 2 * sum(loops[1]) / sum(loops[2])
+    print(f"| the machine | bare loop, 2 processes |  |  |  |  |  |  | **{rate:.2f} x** |")
     if args.out:
         rows = [
             dict(setting=setting, jobs=jobs, ranks=ranks, shard=shard, seconds=x)
             for setting, of in raw.items()
             for (jobs, ranks, shard), x in of.items()
         ]
-        Path(args.out).write_text(json.dumps(dict(arguments=sys.argv[1:], runs=rows)) + "\n")
+        Path(args.out).write_text(json.dumps(dict(arguments=sys.argv[1:], runs=rows, loops=loops)) + "\n")
 
 
 if __name__ == "__main__":

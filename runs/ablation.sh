@@ -9,4 +9,4 @@ for seed in ${SEEDS:-0 1 2 3 4}; do
     "no-reincarnation-seed$seed $study --eval_every 4 --reincarnation_step 0 --lr $(lr no-reincarnation) --seed $seed"
     "mix-ppg-seed$seed $study --eval_every 4 --utd_ratio 1 --kl_convex off --reincarnation_step 0 --lr $(lr mix-ppg) --seed $seed")
 done
-run_jobs runs/ablation "${jobs[@]}"
+run_jobs ablation "${jobs[@]}"

@@ -9,4 +9,4 @@ for seed in ${SEEDS:-0 1 2}; do
   jobs+=("ppo-seed$seed $common --loss ppo" "decoupled_ppo-seed$seed $common --loss decoupled_ppo"
     "geppo-seed$seed $common --geppo_clip" "vtrace-seed$seed $common --vtrace")
 done
-run_jobs runs/clip "${jobs[@]}"
+run_jobs clip "${jobs[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the experiments share. Each is one script: it skips the runs that are there, goes on where it was killed, and leaves
-# FOLDER/NAME/{config.json,metrics.jsonl} and FOLDER/logs/NAME.txt. One run again: the line after the $ in its log.
-# JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds. `python runs/report.py` makes every table and figure of them.
+# FOLDER/NAME/{config.json,metrics.jsonl} and FOLDER/logs/NAME.txt. RUNS=out/again puts them there and not over the committed
+# ones; JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds. `python runs/report.py` makes every table and figure of them.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash install.sh
 
@@ -29,7 +29,7 @@ one_job() {
 export -f one_job
 
 run_jobs() { # FOLDER "NAME FLAGS" ...
-  local folder=$1
+  local folder=${RUNS:-runs}/$1
   shift
   printf '%s\n' "$@" | xargs -P "${JOBS:-1}" -I{} bash -c "set -euo pipefail; one_job $folder {}"
 }

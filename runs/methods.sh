@@ -11,4 +11,4 @@ for seed in ${SEEDS:-0 1 2 3 4}; do
   # The one run of tuning put PPO at 1e-3 by a hair; over five seeds it is less steady there, so at ReMix's rate too
   jobs+=("ppo-lr3e-4-seed$seed $study --eval_every 2 --steps 19 --lr 3e-4 --seed $seed $plain")
 done
-run_jobs runs/methods "${jobs[@]}"
+run_jobs methods "${jobs[@]}"

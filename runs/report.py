@@ -28,7 +28,8 @@ import numpy as np  # noqa: E402
 from plot import COLOURS, plot_runs, read_run  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "scaling.md"]
-EARLY, LATE = 925, 2460  # rollouts: the mixing half of a run (12 steps of 0.6 * 128), and all of it
+# Rollouts: the mixing half of a run (12 steps of 0.6 * 128), all of one that never goes back on-policy, all of the others
+EARLY, MIDDLE, LATE = 925, 1843, 2460
 
 
 @functools.cache
@@ -60,7 +61,8 @@ def at(rows: list[dict], rollouts: int, key: str = "eval/pass@1", scale: float =
 
 
 def accuracy(name: str, rollouts: int) -> str:
-    return spread([at(rows, rollouts) for rows in seeds(name)])
+    """Over the seeds; a dash where the runs ended before."""
+    return spread([at(rows, rollouts) for rows in seeds(name) if rows[-1]["rollouts"] > rollouts - 30])
 
 
 def mean_of(rows: list[dict], key: str, first: int = 1, last: int = 10**9) -> float:
@@ -81,9 +83,9 @@ ABLATION = {
     "methods/remix-ppo": "full ReMix-PPO",
     "ablation/no-utd": "without UTD (m = 1)",
     "ablation/no-kl-convex": "without KL-Convex",
-    "ablation/no-reincarnation": "without reincarnation (24 steps: 1,843 rollouts)",
-    "settings/Tnever": "without reincarnation (32 steps, three seeds)",
-    "ablation/mix-ppg": "without all three: plain Mix-PPG (24 steps: 1,843 rollouts)",
+    "ablation/no-reincarnation": "without reincarnation",
+    "settings/Tnever": "the same, 32 steps, three seeds, second machine",
+    "ablation/mix-ppg": "without all three: plain Mix-PPG",
     "methods/ppo-lr3e-4": "PPO at the same rate",
 }
 SETTINGS = {  # run below settings/: value; "default" is full ReMix-PPO
@@ -129,26 +131,20 @@ def table_methods() -> str:
     )
 
 
-def shape(name: str) -> list[str]:
-    """Accuracy early, late and at its best, the length and the share of reflection at the end."""
+def shape(name: str, *rollouts: int) -> list[str]:
+    """Accuracy after so many rollouts each, the length and the share of reflection at the end."""
     runs = seeds(name)
-    best = [max(100 * row["eval/pass@1"] for row in evaluated(rows)) for rows in runs]
     length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
     reflection = [at(rows, LATE, "eval/reflection_rate") for rows in runs]
-    return [
-        accuracy(name, EARLY),
-        accuracy(name, LATE),
-        spread(best),
-        f"{fmean(length):.0f}",
-        f"{fmean(reflection):.0f} %",
-    ]
+    return [*(accuracy(name, n) for n in rollouts), f"{fmean(length):.0f}", f"{fmean(reflection):.0f} %"]
 
 
-SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}", "best", "length", "reflection"]
+ACCURACY, SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}"], ["length", "reflection"]
 
 
 def table_ablation() -> str:
-    return markdown(["variant", *SHAPE], [[title, *shape(name)] for name, title in ABLATION.items() if seeds(name)])
+    heads = ["variant", ACCURACY[0], f"at {MIDDLE:,}", ACCURACY[1], *SHAPE]
+    return markdown(heads, [[title, *shape(name, EARLY, MIDDLE, LATE)] for name, title in ABLATION.items()])
 
 
 def table_settings() -> str:
@@ -161,16 +157,26 @@ def table_settings() -> str:
             ends = runs[0][-1]["rollouts"]
             if ends < LATE - 10:
                 value += f" (ends at {ends:,})"
-            ratios = [fmean(row[f"ratio_mean/quarter{q}"] for q in (1, 2, 3, 4))
-                      for rows in runs for row in rows if "ratio_mean/quarter4" in row]  # fmt: skip
+            ratios, ess = (
+                [
+                    row[f"{key}/age{age}"]
+                    for rows in runs
+                    for row in rows
+                    for age in (1, 2, 3, 4)
+                    if f"{key}/age{age}" in row
+                ]
+                for key in ("ratio_mean", "ess")
+            )
             moment = [mean_of(rows, "log_ratio_sq/age1", 2) for rows in runs]
             length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
             lines.append([setting, value + " (default)" * (name == "default"), spread([at(rows, EARLY) for rows in runs]),
-                          spread([at(rows, LATE) for rows in runs]), f"{median(ratios):.3f} ({max(ratios):.2f})",
+                          spread([at(rows, LATE) for rows in runs]), f"{median(ratios):.3f} ({max(ratios):.1f})", f"{median(ess):.2f} ({min(ess):.3f})",
                           f"{fmean(moment):.3f}", f"{fmean(length):.0f}"])  # fmt: skip
             setting = ""
-    ratio = "mean ratio on replayed tokens, a step's median (largest)"
-    return markdown(["setting", "value", *SHAPE[:2], ratio, "E[(log r)²], age 1", "length"], lines)
+    ratio = "mean ratio of replayed tokens of one age: median (largest)"
+    return markdown(
+        ["setting", "value", *ACCURACY, ratio, "ess: median (smallest)", "E[(log r)²], age 1", "length"], lines
+    )
 
 
 def table_whipping() -> str:
@@ -187,8 +193,10 @@ def table_whipping() -> str:
                 for key, scale in (("eval/response_length", 1), ("eval/reflection_rate", 100))
             ]
             end = spread([100 * evaluated(rows)[-1]["eval/pass@1"] for rows in runs])
-            lines.append([title, p, move[0], move[1] + " %", ratio, end])
-    return markdown(["setting", "p", "length", "reflection", "mean ratio by quarter of the response", "pass@1"], lines)
+            lines.append([title, p, f"{runs[0][-1]['rollouts']:,}", move[0], move[1] + " %", ratio, end])
+    return markdown(
+        ["setting", "p", "rollouts", "length", "reflection", "mean ratio by quarter of the response", "pass@1"], lines
+    )
 
 
 def table_clip() -> str:
@@ -199,7 +207,7 @@ def table_clip() -> str:
         clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in runs]
         row = [title, *(spread([at(rows, rollouts) for rows in runs]) for rollouts in (EARLY, LATE))]
         rows.append([*row, f"{100 * fmean(clipped):.2f} %"])
-    return markdown(["clip", *SHAPE[:2], "replayed tokens beyond Mix-PPG's band"], rows)
+    return markdown(["clip", *ACCURACY, "replayed tokens beyond Mix-PPG's band"], rows)
 
 
 def sibling_names() -> dict[str, str]:
@@ -232,8 +240,11 @@ def sibling_title(name: str) -> str:
 
 
 def table_siblings() -> str:
-    lines = [[sibling_title(name), best_lr.best_lr(rate), *shape(name)] for name, rate in sibling_names().items()]
-    return markdown(["in ReMix-GRPO's place", "lr", *SHAPE], lines)
+    lines = [
+        [sibling_title(name), best_lr.best_lr(rate), *shape(name, EARLY, LATE)]
+        for name, rate in sibling_names().items()
+    ]
+    return markdown(["in ReMix-GRPO's place", "lr", *ACCURACY, *SHAPE], lines)
 
 
 def table_tune() -> str:

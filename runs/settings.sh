@@ -22,4 +22,4 @@ for beta in 0.01 0.1; do
   add "beta$beta" "--kl_coef $beta"
   add "beta$beta-no-kl-convex" "--kl_coef $beta --kl_convex off"
 done
-run_jobs runs/settings "${jobs[@]}"
+run_jobs settings "${jobs[@]}"

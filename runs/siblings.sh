@@ -18,4 +18,4 @@ for k in 2; do
   add "lag$k" "--sampler_lag $k" remix-grpo
   add "lag$k-loss-ppo" "--sampler_lag $k --loss ppo" loss-ppo
 done
-run_jobs runs/siblings "${jobs[@]}"
+run_jobs siblings "${jobs[@]}"

@@ -14,4 +14,4 @@ for kind in "" "-limit40 --max_tokens 40" "-equals --prompt $equals --format r1"
     done
   done
 done
-run_jobs runs/whipping "${jobs[@]}"
+run_jobs whipping "${jobs[@]}"

@@ -121,7 +121,7 @@ def written(path: Path) -> bool:
 
 
 def test_figure_of_several_runs(tmp_path, monkeypatch):
-    ages = {"ratio_mean/age0": [None, 1.0, 1.0, 1.0, 1.0], "ratio_mean/age1": [None, None, 1.1, 1.2, None]}
+    ages = {"ess/age0": [None, 1.0, 1.0, 1.0, 1.0], "ess/age1": [None, None, 0.9, 0.8, None]}
     config = {"reincarnation_step": 3}
     runs = {"remix": [make_run(tmp_path / f"remix-seed{i}", [0.1, 0.2, 0.5], config=config, **ages) for i in range(2)]}
     runs["ppo"] = [make_run(tmp_path / "ppo", [0.1, 0.2])]
@@ -132,7 +132,7 @@ def test_figure_of_several_runs(tmp_path, monkeypatch):
     (figure,) = figures
     assert written(tmp_path / "curve.png")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == [panel[0] for panel in plot.PANELS] + ["Importance ratio by data age"]
+    assert titles == [panel[0] for panel in plot.PANELS] + ["Effective sample size by data age"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["remix (2 seeds)", "ppo", "reincarnation"]
     assert [t.get_text() for t in figure.axes[5].get_legend().get_texts()] == ["fresh", "1 step old"]

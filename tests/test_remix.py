@@ -456,7 +456,7 @@ def test_flags_of_an_algorithm():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--model", "nowhere/nothing"], "--model nowhere/nothing: neither a local folder"),
+        (["--model", "nowhere/nothing"], "--model nowhere/nothing: no such folder, nor a hub name"),
         (["--max_tokens", 8192], "--max_tokens 8192: with --max_prompt_tokens 766 .* the 4096 tokens"),
         (["--eval_max_tokens", 4000], "--eval_max_tokens 4000: with"),
         (["--data", "missing.json"], "--data missing.json"),
