@@ -42,6 +42,11 @@ class Response:
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
 
+    def end_step(self) -> None:
+        """Drop what is valid within one step only."""
+        for name in SCRATCH:
+            setattr(self, name, None)
+
     def __getstate__(self) -> dict:
         """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty times an array's."""
         return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
@@ -123,8 +128,7 @@ class Buffer:
         """Store one step's fresh groups (given whole, on every rank); what is too old falls out."""
         for number, group in enumerate(groups):
             for response in group:
-                for name in SCRATCH:
-                    setattr(response, name, None)
+                response.end_step()
             self.add(group, step, number)
         self.forget(step)
 

@@ -1,5 +1,8 @@
 """Save and resume: a run that dies at any moment goes on from its last saved step.
 
+    python checkpoint.py RUN [FOLDER]     the policy of the run's last checkpoint as a Hugging Face folder, on a CPU, also
+                                          while the run goes on (default: RUN/model-STEP; a run that ends makes RUN/model itself)
+
 A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a different number of ranks
 can load it) plus state.pt: buffer, counters, prompt position. It is written under a temporary name and renamed when all
 of it is on disk: a folder with the final name is whole. There are no random states in it: every draw of this project
@@ -9,6 +12,7 @@ comes from a generator seeded by (seed, step, what for), so the step number is t
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -21,8 +25,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from transformers import AutoTokenizer
 
-from model import Policy, full_weights
+from model import Policy, full_weights, init_distributed, load_model
 
 KEEP = 1  # complete checkpoints kept; the older one goes when the next is whole
 
@@ -122,3 +127,28 @@ def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(partial, path)
+
+
+def main(run: str, folder: str = "") -> None:
+    """Export the last checkpoint. SystemExit with one sentence when there is none."""
+    saved = latest(Path(run))
+    if saved is None:
+        sys.exit(f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run (--save_every says when)")
+    name = json.loads(Path(run, "config.json").read_text())["model"]
+    if name.split(":")[0] == "tiny":
+        import base_model
+
+        name = base_model.make_base_model(settings=base_model.named(name), quiet=True)
+    init_distributed()
+    policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
+    load(saved, dict(policy=policy), {})
+    target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")
+    export(policy, AutoTokenizer.from_pretrained(name), target)
+    print(f"written: {target}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Config:
     split: str = flag("train", "split of a hub data set")
     limit: int = flag(0, "use only the first so many training problems, 0 = all")
     seed: int = flag(0, "seed of every random draw of the run")
-    steps: int = flag(350, "training steps (paper: 100 to 500 at 1.5B)")
+    steps: int = flag(350, "training steps (paper: 100 to 500 at 1.5B, 350 with T = 100)")
     algo: str = flag("ppo", "ppo: critic and GAE; grpo: group advantages (paper, ReMix-PPO and ReMix-GRPO)", choices=("ppo", "grpo"))
 
     # batch
@@ -172,7 +173,11 @@ def check_config(cfg: Config) -> None:
         P % m == 0, "mini_batch", f"does not divide --prompts_per_step {P}; take a divisor of it, {math.gcd(P, m)} say"
     )
     need(0 <= cfg.off_policy_ratio < 1, "off_policy_ratio", "must be in [0, 1): some of the batch has to be fresh")
-    need(int(P * (1 - cfg.off_policy_ratio)) >= 1, "off_policy_ratio", f"leaves no fresh prompt of {P}; lower it")
+    need(
+        P * (1 - Fraction(str(cfg.off_policy_ratio))) >= 1,
+        "off_policy_ratio",
+        f"leaves no fresh prompt of {P}; lower it",
+    )
     p, N = cfg.off_policy_ratio, cfg.replay_window
     need(cfg.replay == "repo" or p <= N * (1 - p) + 1e-9, "off_policy_ratio", f"a window of --replay_window {N} steps holds too few responses to "
          f"fill a share of {p}; raise the window to {math.ceil(p / (1 - p) - 1e-9)} or lower the ratio")  # fmt: skip
@@ -180,6 +185,13 @@ def check_config(cfg: Config) -> None:
         cfg.algo == "ppo" or cfg.group_size >= 2,
         "group_size",
         "GRPO compares the responses of a group: give at least 2",
+    )
+    need(cfg.algo == "ppo" or not cfg.vtrace, "vtrace", "is about GAE, which GRPO does not use; leave it out")
+    largest = ((cfg.seed * 100_000 + cfg.steps + 1) * 1_000_000) * cfg.group_size  # of the sampler's seeds (remix.py)
+    need(
+        largest < 2**63,
+        "seed",
+        f"is too large for the sampler's seeds; take one below {2**63 // (10**11 * cfg.group_size)}",
     )
     needs_groups = SIBLINGS.get(cfg.loss) and SIBLINGS[cfg.loss].advantage
     need(cfg.algo == "grpo" or not needs_groups, "loss", "has an advantage of groups; use it with --algo grpo")

@@ -5,6 +5,7 @@ The training loop calls `sample` and `summarize`; this file alone is the benchma
     python eval.py --model DIR_OR_HUB --data tiny --n 16
     python eval.py --model DIR_OR_HUB --data aime24,amc23,math500,minerva,olympiadbench --n 16 [--data_dir DIR]
     python eval.py --samples FILE --data math500            # grade responses that another system produced
+    torchrun --nproc_per_node 8 -- eval.py --model ...      # one engine a rank; --tensor_parallel K: one on K ranks
 
 A run writes OUT.json (metrics) and, problem by problem, OUT.samples.jsonl. The same command after a kill continues
 there; another configuration with the same OUT is refused. Sampling is temperature 0.6, top-p 0.95, 8192 tokens, as in
@@ -327,8 +328,19 @@ def read_partial(path: Path, config: dict, out: Path) -> list[dict]:
     return rows[1:]
 
 
+def ranks() -> tuple[int, int]:
+    """(rank, ranks) of torchrun; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def run_model(args, sets, tokenizer, context: int | None, grader, format: str, config: dict, out: Path) -> list[dict]:
-    """Sample and grade what OUT.samples.jsonl does not hold yet, chunk by chunk; all records, each with its "set"."""
+    """Sample and grade what OUT.samples.jsonl does not hold yet, chunk by chunk; all records, each with its "set".
+    The ranks of torchrun share each chunk, and rank 0 writes: the file is the same with any number of them."""
+    rank, world = ranks()
+    if world > 1:
+        import torch
+
+        from model import gather_in_order
     partial = out.with_suffix(".samples.jsonl")
     records = read_partial(partial, config, out)
     done = {(record["set"], record["id"]) for record in records}
@@ -344,18 +356,21 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
             f"--max_tokens {args.max_tokens}: they are not sampled and count as wrong and truncated"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    n = args.n
+    n, quiet = args.n, rank > 0 or not missing
+    if world > 1:
+        torch.distributed.barrier()  # all have read the file before rank 0 goes on with it
     with (
         partial.open("a", encoding="utf-8") as file,
-        tqdm(total=len(done) + len(missing), initial=len(done), unit="problem", disable=not missing) as bar,
+        tqdm(total=len(done) + len(missing), initial=len(done), unit="problem", disable=quiet) as bar,
     ):
-        if file.tell() == 0:
+        if rank == 0 and file.tell() == 0:
             file.write(json.dumps({"config": config}) + "\n")
 
         def keep(owners: list[str], new: list[dict]) -> None:
             for name, record in zip(owners, new, strict=True):
                 records.append({"set": name, **record})
-                file.write(json.dumps(records[-1]) + "\n")
+                if rank == 0:
+                    file.write(json.dumps(records[-1]) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(new))
@@ -367,12 +382,19 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
 
             longest = max(len(p.prompt_ids) for _, p in todo)
             limits = {"max_prompt_tokens": longest, "max_tokens": args.max_tokens}
-            engine = rollout.make_engine(args.engine, args.model, **limits, dtype=args.dtype, gpu_memory=0.9)
+            how = {"dtype": args.dtype, "gpu_memory": 0.9, "tensor_parallel": args.tensor_parallel}
+            engine = rollout.make_engine(args.engine, args.model, **limits, **how)
+            number, engines = rank // args.tensor_parallel, world // args.tensor_parallel
             options = {key: getattr(args, key) for key in ("n", "temperature", "top_p", "max_tokens", "seed")}
-            for start in range(0, len(todo), args.chunk):
-                owners, problems = zip(*todo[start : start + args.chunk], strict=True)
+            size = args.chunk * engines
+            for start in range(0, len(todo), size):
+                owners, problems = zip(*todo[start : start + size], strict=True)
                 bar.set_description(owners[0])
-                keep(owners, sample(engine, tokenizer, problems, grader, format, **options))
+                new = sample(engine, tokenizer, problems[number::engines], grader, format, **options)
+                if world > 1:  # the ranks of an engine all have its samples: the first hands them on
+                    first = rank % args.tensor_parallel == 0
+                    new = gather_in_order([(number + i * engines, r) for i, r in enumerate(new)] if first else [])
+                keep(owners, new)
             engine.close()
     return records
 
@@ -487,6 +509,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--split", default="test", help="split of tiny or of a hub set (default: %(default)s)")
     p.add_argument("--limit", type=int, help="only the first problems of each set")
     p.add_argument("--engine", choices=("auto", "vllm", "hf"), default="auto", help="sampler (default: vLLM where installed)")
+    p.add_argument("--tensor_parallel", type=int, default=1, help="ranks of torchrun that hold one vLLM engine together (default: %(default)s)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: bfloat16 on a GPU, else float32)")
     p.add_argument("--chunk", type=int, default=64, help="problems sampled together, then saved (default: %(default)s)")
     p.add_argument("--workers", type=int, default=2, help="grader processes (default: %(default)s)")
@@ -503,12 +526,23 @@ def check_args(args) -> None:
         value = getattr(args, flag)
         if value is not None and value < low:
             raise BadInput(f"--{flag} {value}: must be at least {low}.")
+    if (args.seed + 1) * 1_000_003 * args.n >= 2**63:
+        raise BadInput(f"--seed {args.seed}: is too large for the sampler's seeds; take one below a billion.")
     if args.temperature < 0 or not 0 < args.top_p <= 1:
         raise BadInput(
             f"--temperature {args.temperature} --top_p {args.top_p}: need temperature >= 0 and 0 < top_p <= 1."
         )
     if args.engine == "vllm" and not args.samples and importlib.util.find_spec("vllm") is None:
         raise BadInput("--engine vllm: vLLM is not installed; install it or use --engine hf.")
+    world = ranks()[1]
+    if args.samples and world > 1:
+        raise BadInput(f"--samples {args.samples}: is graded by one process; leave torchrun away.")
+    if args.tensor_parallel < 1 or world % args.tensor_parallel:
+        raise BadInput(
+            f"--tensor_parallel {args.tensor_parallel}: does not divide the {world} ranks; start as many with torchrun."
+        )
+    if args.tensor_parallel > 1 and args.engine == "hf":
+        raise BadInput(f"--tensor_parallel {args.tensor_parallel}: is for vLLM; leave it out with --engine hf.")
     if args.samples and not Path(args.samples).is_file():
         raise BadInput(f"--samples {args.samples}: there is no such file.")
     if args.prompt is None:
@@ -522,13 +556,27 @@ def check_args(args) -> None:
 def run(args) -> dict:
     check_args(args)
     out, tokenizer, context = Path(args.out), None, None
+    rank, world = ranks()
+    if world > 1:
+        import torch
+
+        import model
+
+        model.init_distributed()
+        if rank:
+            sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     if (args.model or "").split(":")[0] == "tiny":
         import base_model
 
         try:
-            args.model = os.path.relpath(base_model.make_base_model(settings=base_model.named(args.model)))
+            settings = base_model.named(args.model)
         except ValueError as error:
             raise BadInput(str(error)) from None
+        if rank == 0:
+            base_model.make_base_model(settings=settings)
+        if world > 1:
+            torch.distributed.barrier()
+        args.model = os.path.relpath(base_model.make_base_model(settings=settings, quiet=True))
     if args.model:
         tokenizer, context = load_tokenizer(args.model)
     sets = load_sets(args, None if args.samples else tokenizer)
@@ -554,6 +602,10 @@ def run(args) -> dict:
             records = grade_samples(args, sets, tokenizer, grader, format)
         else:
             records = run_model(args, sets, tokenizer, context, grader, format, config, out)
+        if world > 1 and torch.distributed.is_initialized():  # vLLM's engine has destroyed it
+            torch.distributed.destroy_process_group()
+        if rank:
+            return {}
         metrics = {name: summarize([r for r in records if r["set"] == name], grader) for name in sets}
     print("\n" + table(metrics))
     result = {"config": config, "sets": metrics} | ({"average": average(metrics)} if len(sets) > 1 else {})
@@ -571,7 +623,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(args)
     except BadInput as error:
-        print(f"eval.py: {error}", file=sys.stderr)
+        if ranks()[0] == 0:
+            print(f"eval.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

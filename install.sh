@@ -5,6 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")"
 stamp=.venv/installed-$(cat requirements*.txt install.sh | cksum | cut -d' ' -f1)
 [ -e "$stamp" ] && exit 0
+if command -v flock > /dev/null; then # several nodes may share this folder: one installs, the others wait
+  exec 9> .install.lock
+  flock 9
+  [ -e "$stamp" ] && exit 0
+fi
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   { echo "install.sh: Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON=..." >&2; exit 2; }

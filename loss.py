@@ -3,7 +3,7 @@
 The whole loss of a step t, with reincarnation at step T (remix.py adds the terms up, `token_mean` reduces them):
 
     t <= T:  L_MixPPG - c H(pi_theta) + beta L_KLC(pi_base)        replayed and fresh data, m passes
-    t >  T:  L_PPO    - c H(pi_theta) + beta L_KLC(pi_T)           fresh data only, one pass (the same function: c_t = 1)
+    t >  T:  L_PPO    - c H(pi_theta) + beta L_KLC(pi_T)           fresh data only, one pass (the same function: c = 1)
 
 Shapes: B responses x T response tokens, right-padded; V vocabulary; a mask (B, T) is 1 on response tokens, eos included.
 Every term is per token, (B, T) in and (B, T) out; the mean over tokens is taken in one place, `token_mean`.
@@ -50,7 +50,8 @@ def kl(logp: Tensor, logp_ref: Tensor, estimator: str = "k3") -> Tensor:
     """KL(pi_theta || pi_ref) per token, >= 0 in expectation over pi_theta; *added* to the loss it pulls theta to ref.
 
     k1, k2, k3 (Schulman, http://joschu.net/blog/kl-approx.html): log-probs of the sampled token, (B, T) -> (B, T).
-    exact: sum over the vocabulary; both arguments are full log-softmaxes, (B, T, V) -> (B, T).
+    exact: sum over the vocabulary; both arguments are full log-softmaxes, (B, T, V) -> (B, T). Training computes it a chunk
+    of tokens at a time (model.TokenTerms), which is tested against this.
     """
     log_ratio = logp_ref - logp  # log(pi_ref / pi_theta): the other way round is the classic k3 bug
     if estimator == "k1":
@@ -68,7 +69,7 @@ def kl_convex_lambda(step: int, start: int = 50, every: int = 10, drop: float = 
     """lambda(t) = max(1 - 0.1 ceil(max(t - 50, 0) / 10), 0.5): 1 up to t = 50, then 0.1 less every 10 steps, at
     least 0.5. t counts training steps from 1 and is not reset by reincarnation."""
     drops = -(-max(step - start, 0) // every)  # ceil in integers
-    return max(round(1 - drop * drops, 12), floor)
+    return max(round(1 - drop * drops, 12), floor)  # rounded: 1 - 0.1 * 3 is not 0.7 in floating point
 
 
 def kl_convex(logp: Tensor, logp_base: Tensor, logp_prev: Tensor | None, lam: float, estimator: str = "k3") -> Tensor:
@@ -85,7 +86,8 @@ def kl_convex(logp: Tensor, logp_base: Tensor, logp_prev: Tensor | None, lam: fl
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H of the softmax of logits (..., V) -> (...), nats; = log V for equal logits."""
+    """H of the softmax of logits (..., V) -> (...), nats; = log V for equal logits. The definition: training computes it a
+    chunk of tokens at a time (model.TokenTerms), which is tested against this."""
     logp = torch.log_softmax(logits, dim=-1)
     return -(torch.exp(logp) * logp).sum(-1)
 

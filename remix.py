@@ -19,6 +19,7 @@ Other methods, for comparison: --loss (siblings.py), --replay (buffer.py), --sam
 - [open] T = the last mixing step: pi_base becomes the policy after T steps, before step T + 1 samples.
 - [open] the optimizers keep their state at reincarnation; the buffer is emptied.
 - [open] pi_{k-1} is a frozen copy of the weights at the start of the previous step; in step 1 it is the base model.
+- [open] pi_k's log-probs of fresh data are the sampler's own, so c = 1 exactly; --behaviour_logp trainer computes them anew.
 - [open] every one of the m passes over a step's batch is shuffled anew; each mini-batch holds replayed groups in the
   share of the batch. The first step has nothing to replay, so its batch is smaller and so is its number of updates.
 - [open] a response cut at the length limit is graded as it stands and ends there: no value is bootstrapped behind it.
@@ -72,7 +73,7 @@ from model import (
 )  # fmt: skip
 from plot import plot_runs
 from reward import Grader
-from rollout import check_gap, make_engine
+from rollout import WrongWeights, check_gap, make_engine
 from siblings import SIBLINGS, engine_weight, sibling_loss
 
 
@@ -102,7 +103,7 @@ def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generato
         [fresh[i] for i in rng.permutation(len(fresh))],
         [replayed[i] for i in rng.permutation(len(replayed))],
     )
-    return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]
+    return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]  # from both ends: all of a size to one
 
 
 @torch.no_grad()
@@ -215,13 +216,13 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     buffer = Buffer(cfg.replay_window, cfg.replay, rank, world)
     sibling = SIBLINGS.get(cfg.loss)  # None: ReMix's own loss, Mix-PPG
     state = dict(step=0, position=0, rollouts=0, gradient_steps=0, seconds=0.0)
-    saved = checkpoint.latest(out)
+    saved = gather([checkpoint.latest(out)] if main_rank else [])[0]  # one answer, whatever a node's file cache says
     if saved:
         state = checkpoint.load(saved, models, optimizers)
         buffer.load_state_dict(state.pop("buffer"))
         say(f"going on after step {state['step']} of {out}")
     if main_rank:
-        scheduled = bool(cfg.eval_every) and state["step"] % cfg.eval_every == 0
+        scheduled = state["step"] >= cfg.steps or bool(cfg.eval_every) and state["step"] % cfg.eval_every == 0
         checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1, scheduled)
     grader = Grader(workers=cfg.grader_workers)
     exact = cfg.kl_estimator == "exact"
@@ -297,9 +298,10 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         texts = [decode(tokenizer, s.tokens) for group in groups for s in group]
         golds = [problems[chosen[i]].gold for i in mine for _ in range(cfg.group_size)]
         scores = grader.score(texts, golds, cfg.format)
-        rewards, sampled = iter(scores.rewards), max(step - cfg.sampler_lag, 1)  # whose policy sampled
+        rewards = iter(scores.rewards)
+        sampled_at = max(step - cfg.sampler_lag, 1)  # the step whose policy sampled
         fresh_here = [
-            (i, [Response(problems[chosen[i]].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, next(rewards), sampled)
+            (i, [Response(problems[chosen[i]].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, next(rewards), sampled_at)
                  for s in group])
             for i, group in zip(mine, groups, strict=True)
         ]  # fmt: skip
@@ -344,10 +346,11 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 facts["likelihood"] = [float(np.mean([next(logps).mean().exp() for _ in group])) for group in stored]
             replayed = gather_in_order(buffer.draw(count, np.random.default_rng([cfg.seed, 2, step]), **facts))
         batch = [r for group in fresh + replayed for r in group]
+        of_buffer = {id(r) for group in replayed for r in group}
 
         # ------------------------------------------------------------ log-probs under the frozen policies, and values
-        old = [r for group in replayed for r in group] if not lagged else batch
-        for r, logp in zip(old, passed(policy, old), strict=True):
+        of_older_policies = [r for group in replayed for r in group] if not lagged else batch
+        for r, logp in zip(of_older_policies, passed(policy, of_older_policies), strict=True):
             r.logp_k = logp
         if not lagged:
             for r in new:
@@ -416,11 +419,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 tokens_backward += sum(lengths)
                 whole = {}  # what a sibling wants to know of the whole mini-batch
                 if sibling and sibling.whole:
-                    now, then, A = (
-                        torch.cat(passed(policy, responses)),
-                        *(torch.cat([getattr(r, name) for r in responses]) for name in ("logp_b", "advantages")),
-                    )
-                    whole = sibling.whole(now, then, A)
+                    now = torch.cat(passed(policy, responses))
+                    then = torch.cat([r.logp_b for r in responses])
+                    whole = sibling.whole(now, then, torch.cat([r.advantages for r in responses]))
                 sums, ages, quarters = (torch.zeros_like(x, device=device) for x in (totals, by_age, by_quarter))
                 gap = torch.zeros(1, dtype=torch.float64, device=device)
                 share = micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]
@@ -478,7 +479,7 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                         age = torch.tensor([min(step - r.step, n_ages - 1) for r in part], device=device)  # (B,)
                         ages.index_add_(0, age, loss.ratio_sums(logp, logp_k, logp_b, A, mask, clip_eps))
                         if replayed:
-                            old_ones = torch.tensor([r.step < sampled for r in part], device=device)[:, None]
+                            old_ones = torch.tensor([id(r) in of_buffer for r in part], device=device)[:, None]
                             quarters += loss.ratio_by_quarter(logp, logp_b, mask * old_ones)
                         gap += ((logp - logp_b).abs() * mask * (age == 0)[:, None]).sum()
                 if world > 1:
@@ -503,6 +504,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         seconds["update"] = time.perf_counter() - started - sum(seconds.values())
 
         # ------------------------------------------------------------ push to the buffer
+        del heads, references  # large with the exact KL, and the next rollout wants the memory
+        for r in (r for group in replayed for r in group):  # on one rank they are the buffer's own
+            r.end_step()
         if mixing and cfg.off_policy_ratio > 0:
             buffer.push(fresh, step)
         state["step"] = step
@@ -559,8 +563,31 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
 
 def stop(error: Exception) -> None:
-    """End with one sentence instead of a traceback; under torchrun rank 0 says it."""
-    sys.exit(f"remix.py: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    """End with one sentence instead of a traceback; under torchrun one rank of each node says it."""
+    sys.exit(f"remix.py: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+
+
+def on_every_rank(check, *args):
+    """check(*args) on every rank; where any of them raises ValueError all do, so that none waits for one that has ended."""
+    try:
+        result, error = check(*args), ""
+    except ValueError as problem:
+        result, error = None, str(problem)
+    errors = [text for text in gather([error]) if text]
+    if errors:
+        raise ValueError(errors[0])
+    return result
+
+
+def check_shared(out: str) -> None:
+    """ValueError where this node does not see what rank 0 has just written: it would save a part of each checkpoint elsewhere."""
+    deadline = time.time() + 60  # network file systems take their time
+    while not Path(out, "config.json").exists():
+        if time.time() > deadline:
+            raise ValueError(
+                f"--out {out}: is not one folder for all nodes; name one on a file system that all of them see"
+            )
+        time.sleep(0.5)
 
 
 def main() -> None:
@@ -568,24 +595,27 @@ def main() -> None:
     try:  # bad input: one sentence, before any model is loaded
         cfg = parse_config()
         check_config(cfg)
-        check_out(cfg)
         rank, world, device = init_distributed()
+        on_every_rank(check_out, cfg)
         transformers.utils.logging.disable_progress_bar()
         if world % cfg.tensor_parallel:
             raise ValueError(
                 f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take one that does"
             )
-        *loaded, lines = load_data(cfg)
+        *loaded, lines = on_every_rank(load_data, cfg)
+        if rank == 0:
+            print("\n".join(lines))
+            Path(cfg.out).mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(
+                Path(cfg.out) / "config.json", asdict(cfg) | dict(git_commit=git_commit(), ranks=world)
+            )
+        dist.barrier()
+        on_every_rank(check_shared, cfg.out)
     except ValueError as error:
         stop(error)
-    if rank == 0:
-        print("\n".join(lines))
-        Path(cfg.out).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(Path(cfg.out) / "config.json", asdict(cfg) | dict(git_commit=git_commit(), ranks=world))
-    dist.barrier()
     try:
         train(cfg, device, *loaded)
-    except FloatingPointError as error:
+    except (FloatingPointError, WrongWeights) as error:
         stop(error)
     if dist.is_initialized():  # vLLM's engine destroys the group when it closes
         dist.destroy_process_group()

@@ -109,7 +109,7 @@ class VLLMEngine:
 
     def sleep(self) -> None:
         """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as garbage)."""
-        if self.gpu and not self.asleep:
+        if self.gpu and "weights" not in self.asleep:  # a sync without a rollout has woken the weights alone
             self.llm.sleep(level=1)
             self.asleep = {"weights", "kv_cache"}
 
@@ -156,6 +156,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free the engine. vLLM destroys the default process group with it: call this last."""
+        self.wake("weights", "kv_cache")  # or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -262,13 +263,17 @@ def nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
 
 
+class WrongWeights(RuntimeError):
+    """Sampler and trainer are not the same policy."""
+
+
 def check_gap(engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str) -> float:
-    """Mean |engine - trainer| log-prob over some samples, nats. RuntimeError when it is more than rounding: then the
+    """Mean |engine - trainer| log-prob over some samples, nats. WrongWeights when it is more than rounding: then the
     weights did not arrive, or temperature or chat template differ, and every importance ratio would be wrong."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
     limit = 1e-4 if dtype == "float32" else 0.05
     if not gap <= limit:
-        raise RuntimeError(
+        raise WrongWeights(
             f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average (limit {limit} in {dtype}): "
             "the weight sync failed or they do not compute the same distribution; try --engine hf"
         )

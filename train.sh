@@ -6,8 +6,8 @@
 #   bash train.sh 1.5b                          the paper's ReMix-PPO at 1.5B: DeepSeek-R1-Distill-Qwen on DeepScaleR
 #   bash train.sh 7b --algo grpo                ReMix-GRPO at 7B, 8 GPUs; 32b: 4 nodes of 8
 #
-# NPROC=8 ranks (default: the number of GPUs, else 1); several nodes: TORCHRUN="--nnodes 2 --rdzv_backend c10d
-# --rdzv_endpoint HOST:29500" on each. The same command goes on where a run stopped.
+# NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes: TORCHRUN="--nnodes 2 --rdzv_backend c10d
+# --rdzv_endpoint HOST:29500" on each. The same command goes on where a run stopped; other flags want another --out.
 set -euo pipefail
 cd "$(dirname "$0")"
 bash install.sh
@@ -32,7 +32,8 @@ if [ "$recipe" = tiny ]; then
     grpo) flags+=(--prompts_per_step 16 --group_size 8 --mini_batch 4) ;;
     *) flags+=(--prompts_per_step 128 --mini_batch 32) ;;
   esac
-else # the paper's: remix.py's defaults, and what differs with algorithm and size
+else # remix.py's defaults, which are the paper's, and what differs with algorithm and size. 1.5b: T and steps of its runs;
+  # 7b: its T, longer than its 75 steps with PPO; 32b is not in the paper
   flags=(--model "deepseek-ai/DeepSeek-R1-Distill-Qwen-${recipe^^}" --gradient_checkpointing --behaviour_logp trainer
     --eval_data HuggingFaceH4/MATH-500 --eval_limit 200 --eval_every 25)
   case $algo in
@@ -46,7 +47,7 @@ else # the paper's: remix.py's defaults, and what differs with algorithm and siz
   esac
 fi
 
-gpus=$(nvidia-smi -L 2> /dev/null | wc -l || true)
+gpus=$(.venv/bin/python -c "import torch; print(torch.cuda.device_count())")
 nproc=${NPROC:-$((gpus > 0 ? gpus : 1))}
 run=(.venv/bin/python remix.py)
 if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then

@@ -403,13 +403,18 @@ def estimate_tables() -> None:
         'Arithmetic, seconds of a step when every response has 8,192 tokens; "per 100 updates": for 100 optimizer steps\n'
     )
     rows = []
-    for size, gpus, parallel in (("7B", 8, 1), ("32B", 32, 4)):
+    for size, gpus, parallel, share in (
+        ("1.5B", 1, 1, 0.3),
+        ("1.5B", 8, 1, 0.3),
+        ("7B", 8, 1, 0.5),
+        ("32B", 32, 4, 0.5),
+    ):
         for algo in ("ppo", "grpo"):
             for name, fresh, passes, late in (
                 (algo.upper(), 1.0, 1, False), (f"ReMix-{algo.upper()}, t <= 50", 0.6, 2, False),
-                (f"ReMix-{algo.upper()}, mixing, t > 50", 0.6, 2, True), ("after reincarnation, t > 50", 1.0, 1, True),
+                (f"ReMix-{algo.upper()}, mixing, t > 50 (T = 100)", 0.6, 2, True), ("after reincarnation, t > 50", 1.0, 1, True),
             ):  # fmt: skip
-                s = seconds(size, gpus, algo, fresh=fresh, passes=passes, late=late, parallel=parallel)
+                s = seconds(size, gpus, algo, fresh=fresh, passes=passes, late=late, parallel=parallel, share=share)
                 speed = s["sampled"] * 8192 / s["rollout"] / gpus
                 parts = [f"{s[k]:,.0f}" for k in ("rollout", "frozen", "update", "sync", "total", "sent")]
                 rows.append(

@@ -282,7 +282,7 @@ def fake(monkeypatch, tmp_path):
     engine = Oracle()
     engine.made = 0
 
-    def make_engine(kind, model, *, max_prompt_tokens, max_tokens, dtype="float32", gpu_memory=0.5):
+    def make_engine(kind, model, *, max_prompt_tokens, max_tokens, dtype="float32", gpu_memory=0.5, tensor_parallel=1):
         engine.made += 1
         engine.options = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": max_tokens}
         return engine
@@ -386,6 +386,28 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
     assert fake.options["max_prompt_tokens"] == 3
 
 
+def test_two_ranks_write_what_one_writes(base, tmp_path):
+    """A last chunk smaller than the ranks' share, and one with a rank out of work, are in it."""
+    flags = ["--model", base, "--data", "tiny", "--limit", "9", "--n", "2", "--max_tokens", "40", "--chunk", "2"]
+    of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {k: v for k, v in os.environ.items() if k not in of_the_group}
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "--",
+    ]  # or it takes --n for its own
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, "eval.py", *flags, "--engine", "hf", "--out", str(tmp_path / f"{name}.json")]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("pass@1 [%]") == 1  # rank 0 speaks
+    for end in ("json", "samples.jsonl"):
+        assert (tmp_path / f"one.{end}").read_text() == (tmp_path / f"two.{end}").read_text()
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -393,6 +415,7 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
         ("--model nosuch/folder/here", "--model nosuch/folder/here: there is no model folder"),
         ("--model model --n 0", "--n 0: must be at least 1"),
         ("--model model --limit 0", "--limit 0: must be at least 1"),
+        ("--model model --seed 10000000000000", "--seed 10000000000000: is too large"),
         ("--model model --top_p 0", "--top_p 0.0"),
         ("--model model --data nosuch.json --prompt prompt.txt", "--data nosuch.json: there is no such file"),
         ("--model model --data sums.json --prompt nosuch", "--prompt nosuch: neither"),
@@ -407,6 +430,7 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
         ),
         ("--model model --data sums.json --out x.txt", "--out x.txt: must end in .json"),
         ("--samples nosuch.jsonl --data sums.json", "--samples nosuch.jsonl: there is no such file"),
+        ("--model model --data sums.json --tensor_parallel 2", "--tensor_parallel 2: does not divide the 1 ranks"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, argv, message):

@@ -128,6 +128,12 @@ def test_a_lagging_sampler(train, tmp_path):
     assert prompt_by_prompt[0]["reward"] == rows[0]["reward"] and prompt_by_prompt[2] != rows[2]
 
 
+def test_replayed_data_is_known_as_such_while_the_sampler_starts(train):
+    """In step 2 with k = 2 all data is the first policy's, and a part of it is replayed all the same."""
+    rows = train("run", "--sampler_lag", 2, "--steps", 2)
+    assert rows[1]["off_policy_ratio"] > 0 and "ratio_mean/quarter1" in rows[1]
+
+
 def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, monkeypatch):
     flags = ["--behaviour_logp", "trainer", "--steps", 2]
     plain = train("off", *flags)

@@ -24,7 +24,7 @@ import data
 import remix
 from base_model import embedded_problems
 from reward import equivalent, extract_answer
-from rollout import HFEngine
+from rollout import HFEngine, VLLMEngine
 
 SMALL = (
     "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 --mini_batch 5 --lr 1e-3 "
@@ -162,6 +162,13 @@ def test_another_number_of_ranks_can_go_on(base, tmp_path):
     assert one["off_policy_ratio"] > 0
     for name in ("rollouts", "gradient_steps", "reward", "response_length", "policy_loss", "kl", "grad_norm"):
         assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-4), name
+
+    command = [sys.executable, "checkpoint.py", str(tmp_path / "a")]  # what the run itself exported at its end
+    subprocess.run(command, cwd=ROOT, env=clean_env(), check=True, timeout=120)
+    exported = load_file(tmp_path / "a" / "model-000004" / "model.safetensors")
+    assert exported.keys() == weights(tmp_path / "a").keys()
+    assert all(torch.equal(tensor, weights(tmp_path / "a")[name]) for name, tensor in exported.items())
+    assert (tmp_path / "a" / "model-000004" / "tokenizer.json").exists()
 
 
 def test_train_sh(base, tmp_path):
@@ -349,7 +356,7 @@ def test_six_steps_are_three_and_three_bit_for_bit(base, tmp_path, algo, engine)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
-    flags = ["--steps", 8, "--save_every", 1, "--eval_every", 2, "--prompts_per_step", 10]
+    flags = ["--steps", 8, "--save_every", 1, "--eval_every", 3, "--prompts_per_step", 10]
     run(base, tmp_path / "a", *flags)
     process = start(base, tmp_path / "b", *flags)
     deadline = time.time() + 120
@@ -361,8 +368,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
     assert 2 <= int(checkpoint.latest(tmp_path / "b").name[-6:]) < 8
     with open(tmp_path / "b" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "roll')  # a line that a kill cut short
-    run(base, tmp_path / "b", *flags)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+    for _ in range(2):  # the second time it is complete already, and nothing changes: not the last evaluation either
+        run(base, tmp_path / "b", *flags)
+        assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("where", ["dcp.save", "torch.save", "os.rename", "shutil.rmtree"])
@@ -429,6 +437,11 @@ def bad(*flags):
             ["--engine_weight", "tis", "--behaviour_logp", "trainer", "--loss", "gspo"],
             "--engine_weight tis: weighs tokens",
         ),
+        (["--algo", "grpo", "--vtrace"], "--vtrace True: is about GAE"),
+        (
+            ["--algo", "grpo", "--seed", 20260101],
+            "--seed 20260101: is too large for the sampler's seeds; take one below 11529215",
+        ),
         (["--sampler_lag", -1], "--sampler_lag -1: must not be negative"),
         (["--steps", 0], "--steps 0: must be at least 1"),
         (["--lr", 0], "--lr 0.0: must be above 0"),
@@ -490,6 +503,19 @@ def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
         config.check_out(bad("--out", tmp_path / "thesis"))
 
 
+def test_what_one_rank_refuses_all_refuse(group, monkeypatch):
+    assert remix.on_every_rank(lambda x: x + 1, 2) == 3
+    monkeypatch.setattr(remix, "gather", lambda mine: [*mine, "--data x: is not on this node"])
+    with pytest.raises(ValueError, match="--data x: is not on this node"):
+        remix.on_every_rank(lambda: None)
+
+
+def test_a_run_folder_that_a_node_does_not_see(tmp_path, monkeypatch):
+    monkeypatch.setattr(remix.time, "time", iter([0, 61]).__next__)
+    with pytest.raises(ValueError, match="--out .*: is not one folder for all nodes"):
+        remix.check_shared(str(tmp_path))
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path):
     process = start(base, tmp_path / "run", "--data", "missing.json")
     _, stderr = process.communicate(timeout=120)
@@ -526,6 +552,36 @@ def test_every_mini_batch_mixes_fresh_and_replayed():
     assert [len(mini) for mini in minis] == [64] * 4
     assert sorted(x for mini in minis for x in mini) == sorted(fresh + replayed)
     assert all(25 <= sum(kind == "r" for kind, _ in mini) <= 26 for mini in minis)
+
+
+def test_a_share_that_floats_do_not_hit_is_accepted():
+    flags = ["--prompts_per_step", 10, "--mini_batch", 5, "--off_policy_ratio", 0.9, "--replay_window", 9]
+    assert bad(*flags).off_policy_ratio == 0.9  # 10 * (1 - 0.9) is 0.9999... in floating point, and one prompt
+
+
+def test_the_engine_on_a_gpu_sleeps_whole_before_the_trainer_goes_on(monkeypatch):
+    """Also on a rank that has nothing to sample. A fake vLLM says what it was asked for; there is no GPU in it."""
+    said = []
+
+    class LLM:
+        def sleep(self, level):
+            said.append("sleep")
+
+        def wake_up(self, tags):
+            said.append(*tags)
+
+        def collective_rpc(self, *args, **kwargs): ...
+        def reset_prefix_cache(self): ...
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = object.__new__(VLLMEngine)
+    engine.llm, engine.gpu, engine.asleep = LLM(), True, set()
+    engine.sleep()
+    engine.sync([])
+    assert engine.generate([], seeds=[], max_tokens=1) == []
+    engine.sleep()
+    engine.sleep()
+    assert said == ["sleep", "weights", "sleep"] and engine.asleep == {"weights", "kv_cache"}
 
 
 def test_lambda_flag():
