@@ -23,7 +23,9 @@ import transformers
 from trl import GRPOConfig, GRPOTrainer
 
 from data import load_problems
+from eval import sample, summarize
 from reward import Grader
+from rollout import HFEngine
 
 
 class TimedTrainer(GRPOTrainer):
@@ -55,9 +57,9 @@ class TimedTrainer(GRPOTrainer):
 class Log(transformers.TrainerCallback):
     """A line of metrics.jsonl for every batch of rollouts, that is every `updates` optimizer steps."""
 
-    def __init__(self, out: Path, rollouts: int, updates: int):
+    def __init__(self, out: Path, rollouts: int, updates: int, evaluate):
         self.file, self.rollouts, self.updates = open(out / "metrics.jsonl", "w", buffering=1), rollouts, updates
-        self.seconds, self.row_seconds, self.trainer = 0.0, 0.0, None
+        self.seconds, self.row_seconds, self.trainer, self.evaluate = 0.0, 0.0, None, evaluate
 
     def on_step_begin(self, args, state, control, **kw):
         if state.global_step % self.updates == 0:
@@ -78,6 +80,8 @@ class Log(transformers.TrainerCallback):
         row |= dict(reward=self.trainer.mean_reward, response_length=self.length(metrics))
         row |= {f"tokens_{k}": v for k, v in self.trainer.tokens.items()}
         row |= {f"seconds_{k}": v for k, v in phases.items()}
+        if self.evaluate:  # between two steps, where the clock stands still
+            row["eval/pass@1"] = self.evaluate(self.trainer.model)
         self.file.write(json.dumps(row) + "\n")
 
     def length(self, metrics: dict) -> float:
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval_limit", type=int, default=0, help="held-out problems after each batch, 2 samples each")
     parser.add_argument("--canned", help="file of canned responses, in place of sampling")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +144,16 @@ def main() -> None:
         def reward(completions, gold, **kw) -> list[float]:
             return grader.score(completions, gold, "r1").rewards
 
-        log = Log(options.out, rollouts, options.updates)
+        def pass_at_1(model) -> float:
+            """As remix.py's evaluate: its sampler, seeds and defaults."""
+            engine.sync(model.state_dict().items())
+            how = dict(n=2, temperature=0.6, top_p=0.95, max_tokens=options.max_tokens, seed=0)
+            return summarize(sample(engine, tokenizer, held_out, grader, "r1", **how), grader)["pass@1"]
+
+        if options.eval_limit:
+            engine, held = HFEngine(options.model, "float32"), dict(split="test", limit=options.eval_limit)
+            held_out, _ = load_problems(options.data, tokenizer, prompt="plain", max_prompt_tokens=64, **held)
+        log = Log(options.out, rollouts, options.updates, pass_at_1 if options.eval_limit else None)
         trainer = TimedTrainer(
             model=options.model,
             reward_funcs=reward,

@@ -1,7 +1,7 @@
 """This project's GRPO next to TRL's GRPOTrainer: the same model, prompts, grader, group size, lengths and one thread.
 
     python benchmarks/vs_trl.py                                        both settings, seconds a step by phase
-    python benchmarks/vs_trl.py --settings embedded --to 75            and seconds to a mean training reward of 75 %
+    python benchmarks/vs_trl.py --settings embedded --to 75 90         and seconds to 75 and 90 % of the held-out problems
     python benchmarks/vs_trl.py --quick                                a smoke test of a minute or two
 
 embedded: the task of base_model.py, 16 prompts x 8 responses and one optimizer step a step, no KL on either side.
@@ -36,7 +36,8 @@ PINNED = ("transformers", "datasets", "numpy", "sympy", "math-verify")  # as in 
 
 PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0"
 REMIX = "--reincarnation_step 30"  # train.sh's embedded recipe; p, N, m are the defaults
-LRS, UPDATES, SEEDS = ("1e-4", "3e-4", "1e-3"), (1, 4), (1, 2, 3)
+LRS, UPDATES, SEEDS = ("1e-4", "3e-4", "1e-3", "3e-3"), (1, 4), (1, 2, 3, 4, 5)
+HELD_OUT = 200
 PHASES = ("rollout", "reward", "frozen", "update")
 
 VOCABULARY, MEAN_TOKENS = 16384, 75  # of the uneven setting
@@ -199,6 +200,7 @@ def ours(
     seed: int,
     data="tiny",
     canned=None,
+    evaluate=False,
 ) -> list[str]:
     shape = SHAPES[setting]
     beta = shape["beta"] if method == PLAIN else 0.001  # ReMix has its own, the paper's
@@ -207,19 +209,31 @@ def ours(
         f"--algo grpo --prompts_per_step {shape['prompts']} --group_size {shape['group']} "
         f"--mini_batch {shape['prompts'] // updates} --tokens_per_micro_batch {MICRO_TOKENS[setting]} --kl_coef {beta} "
         f"--lr {lr} --seed {seed} --engine {engine} --steps {steps} --save_every 1000000 "
-        f"--eval_every 0 --eval_limit 1 --eval_n 1 --out {out} {method}"
+        f"{f'--eval_every 1 --eval_limit {HELD_OUT} --eval_n 2' if evaluate else '--eval_every 0 --eval_limit 1 --eval_n 1'} "
+        f"--out {out} {method}"
     ).split()
     script = ["remix.py"] if canned is None else ["benchmarks/vs_trl.py", "--canned", str(canned)]
     return [sys.executable, *script, *flags]
 
 
 def trl(
-    setting: str, model, out: Path, *, steps: int, lr: str, updates: int, seed: int, data="tiny", canned=None
+    setting: str,
+    model,
+    out: Path,
+    *,
+    steps: int,
+    lr: str,
+    updates: int,
+    seed: int,
+    data="tiny",
+    canned=None,
+    evaluate=False,
 ) -> list[str]:
     shape = SHAPES[setting]
     flags = (
         f"--model {model} --data {data} --out {out} --steps {steps} --prompts {shape['prompts']} --group_size {shape['group']} "
-        f"--updates {updates} --micro {shape['micro']} --max_tokens {shape['tokens']} --beta {shape['beta']} --lr {lr} --seed {seed}"
+        f"--updates {updates} --micro {shape['micro']} --max_tokens {shape['tokens']} --beta {shape['beta']} --lr {lr} --seed {seed} "
+        f"--eval_limit {HELD_OUT if evaluate else 0}"
     ).split()
     return [make_venv(), "benchmarks/trl_side.py", *flags, *(["--canned", str(canned)] if canned else [])]
 
@@ -230,15 +244,21 @@ def read_rows(out: Path) -> list[dict]:
     return [row for row in (json.loads(line) for line in lines if line.endswith("\n")) if row["step"] > 0]
 
 
-def reached(rows: list[dict], mark: float) -> dict | None:
-    """The first row at which the mean reward of the last 3 batches is at or above the mark."""
-    return next(
-        (rows[i] for i in range(2, len(rows)) if sum(r["reward"] for r in rows[i - 2 : i + 1]) >= 3 * mark), None
-    )
+def reached(rows: list[dict], mark: tuple[str, float]) -> dict | None:
+    """The first row at which the mark, (what, its value), is reached."""
+    what, value = mark
+    for i, row in enumerate(rows):
+        if what == "pass@1":
+            is_there = row["eval/pass@1"] >= value
+        else:  # reward of 3 batches
+            is_there = i >= 2 and sum(r["reward"] for r in rows[i - 2 : i + 1]) >= 3 * value
+        if is_there:
+            return row
+    return None
 
 
-def execute(command: list[str], out: Path, mark: float | None = None, budget: float = 1e9) -> dict:
-    """Run a side to its end, or until the mark is reached or the budget of training seconds is spent."""
+def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dict:
+    """Run a side to its end, or until all marks are reached or the budget of training seconds is spent."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     env = os.environ | dict(
@@ -254,8 +274,8 @@ def execute(command: list[str], out: Path, mark: float | None = None, budget: fl
                     peak = max([peak, *(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM"))])
                 except OSError:
                     pass
-                rows = read_rows(out) if mark else []
-                if rows and (reached(rows, mark) or rows[-1]["seconds"] > budget):
+                rows = read_rows(out) if marks else []
+                if rows and (all(reached(rows, mark) for mark in marks) or rows[-1]["seconds"] > budget):
                     break
                 time.sleep(0.5)
         finally:
@@ -326,58 +346,77 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
     return dict(table=table, runs=runs)
 
 
-def to_mark(options, model) -> dict:
-    mark, steps = options.to / 100, 1000
-    common = dict(steps=steps, engine=options.to_engine)
+def to_marks(options, model) -> dict:
+    marks = [("pass@1", percent / 100) for percent in options.to] + [("reward of 3 batches", options.to[0] / 100)]
+    common = dict(steps=1000, evaluate=True)
     sides = {
-        "TRL GRPO": lambda out, **kw: trl("embedded", model, out, steps=steps, **kw),
-        "our GRPO": lambda out, **kw: ours("embedded", model, out, method=PLAIN, **common, **kw),
-        "our ReMix-GRPO": lambda out, **kw: ours("embedded", model, out, method=REMIX, **common, **kw),
+        "TRL GRPO": lambda out, **kw: trl("embedded", model, out, **common, **kw),
+        "our GRPO": lambda out, **kw: ours("embedded", model, out, method=PLAIN, engine="hf", **common, **kw),
+        "our ReMix-GRPO": lambda out, **kw: ours("embedded", model, out, method=REMIX, engine="hf", **common, **kw),
     }
     grid = [(lr, updates) for updates in UPDATES for lr in LRS][: 1 if options.quick else None]
-    seeds = SEEDS[: 1 if options.quick else options.seeds]
+    runs = []
 
-    def run(side: str, lr: str, updates: int, seed: int) -> dict:
+    def run(side: str, lr: str, updates: int, seed: int) -> None:
         out = WORK / f"to-{side.replace(' ', '-')}-lr{lr}-u{updates}-seed{seed}"
-        result = execute(sides[side](out, lr=lr, updates=updates, seed=seed), out, mark, options.budget)
-        row = reached(result["rows"], mark)
-        result |= dict(side=side, lr=lr, updates=updates, seed=seed, reached=row and row["seconds"],
-                       rollouts=row and row["rollouts"], gradient_steps=row and row["gradient_steps"])  # fmt: skip
-        print(f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {result['reached']}", file=sys.stderr)
-        return result
+        result = execute(sides[side](out, lr=lr, updates=updates, seed=seed), out, marks, options.budget)
+        result |= dict(
+            side=side, lr=lr, updates=updates, seed=seed, reached=[reached(result["rows"], m) for m in marks]
+        )
+        seconds = [row and round(row["seconds"], 2) for row in result["reached"]]
+        print(f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {seconds}", file=sys.stderr)
+        runs.append(result)
 
-    tried = [run(side, lr, updates, 0) for lr, updates in grid for side in sides]
-    best = {}
+    for lr, updates in grid:
+        for side in sides:
+            run(side, lr, updates, 0)
+    best = {}  # side, number of the mark: learning rate, updates
     for side in sides:
-        fine = [r for r in tried if r["side"] == side and r["reached"]]
-        if fine:
-            best[side] = min(fine, key=lambda r: r["reached"])
-    again = [run(side, b["lr"], b["updates"], seed) for seed in seeds for side, b in best.items()]
-    print(f"\n### Seconds of training until the mean reward of 3 batches is {options.to} %; {options.to_engine} samples on our "
-          f"side; best of {len(grid)} settings each, then {len(seeds)} new seeds; budget {options.budget:.0f} s\n")  # fmt: skip
-    print("| | lr | updates a batch | seconds: mean [each] | rollouts | gradient steps | TRL needs |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    means = {}
-    for side, b in best.items():
-        runs = [r for r in again if r["side"] == side]
-        times = [r["reached"] for r in runs]
-        means[side] = statistics.mean(times) if all(times) else None
-        each = ", ".join(f"{t:.1f}" if t else "not reached" for t in times)
-        counts = [
-            f"{statistics.mean(r[k] for r in runs):.0f}" if means[side] else "" for k in ("rollouts", "gradient_steps")
-        ]
-        ratio = f"{means['TRL GRPO'] / means[side]:.2f} x" if means[side] and means.get("TRL GRPO") else ""
-        print(f"| {side} | {b['lr']} | {b['updates']} | {f'{means[side]:.1f}' if means[side] else '–'} [{each}] | "
-              f"{counts[0]} | {counts[1]} | {ratio} |")  # fmt: skip
-    print("\nThe grid (lr / updates a batch: seconds), seed 0:\n")
+        for i in range(len(marks)):
+            fine = [r for r in runs if r["side"] == side and r["reached"][i]]
+            if fine:
+                fastest = min(fine, key=lambda r: r["reached"][i]["seconds"])
+                best[side, i] = fastest["lr"], fastest["updates"]
+    seeds = SEEDS[: 1 if options.quick else options.seeds]
+    for seed in seeds:
+        for side in sides:
+            for setting in sorted({found for (of, _), found in best.items() if of == side}):
+                run(side, *setting, seed)
+
+    print(f"\n### Seconds of training until pass@1 on {HELD_OUT} held-out problems, or the mean reward of 3 batches, is at a mark; hf "
+          f"samples on both sides; best of {len(grid)} settings each, then {len(seeds)} new seeds; budget {options.budget:.0f} s\n")  # fmt: skip
+    print("| mark | | lr | updates a batch | seconds: mean [lowest, highest] | rollouts | gradient steps | TRL needs |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for i, (what, value) in enumerate(marks):
+        means = {}
+        for side in sides:
+            name = f"{what} {100 * value:.0f} %"
+            if (side, i) not in best:
+                print(f"| {name} | {side} | – | – | not reached | | | |")
+                continue
+            lr, updates = best[side, i]
+            again = [
+                r["reached"][i] for r in runs if (r["side"], r["lr"], r["updates"]) == (side, lr, updates) and r["seed"]
+            ]
+            rows = [row for row in again if row]
+            cells = [f"{len(rows)} of {len(again)} seeds", "", "", ""]
+            if len(rows) == len(again):
+                seconds = [row["seconds"] for row in rows]
+                means[side] = statistics.mean(seconds)
+                cells[0] = f"{means[side]:.2f} [{min(seconds):.2f}, {max(seconds):.2f}]"
+                cells[1:3] = (
+                    f"{statistics.mean(row[key] for row in rows):.0f}" for key in ("rollouts", "gradient_steps")
+                )
+                cells[3] = f"{means['TRL GRPO'] / means[side]:.2f} x" if "TRL GRPO" in means else ""
+            print(f"| {name} | {side} | {lr} | {updates} | " + " | ".join(cells) + " |")
+    print("\nThe grid (lr / updates a batch: seconds to each mark), seed 0:\n")
     for side in sides:
         cells = (
-            f"{r['lr']}/{r['updates']}: {round(r['reached'], 1) if r['reached'] else '–'}"
-            for r in tried
-            if r["side"] == side
-        )
-        print(f"- {side}: " + ", ".join(cells))
-    return dict(grid=tried, seeds=again)
+            f"{r['lr']}/{r['updates']}: " + ", ".join(f"{row['seconds']:.1f}" if row else "–" for row in r["reached"])
+            for r in runs if r["side"] == side and r["seed"] == 0
+        )  # fmt: skip
+        print(f"- {side}: " + "; ".join(cells))
+    return dict(marks=marks, runs=runs)
 
 
 # ---- main --------------------------------------------------------------------------------------------------------
@@ -416,11 +455,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
     parser.add_argument("--engines", default="hf,vllm", help="our samplers, each a row of its own")
     parser.add_argument(
-        "--to", type=float, default=0, help="also seconds to this mean training reward [percent], embedded"
+        "--to", type=float, nargs="+", default=[], help="also seconds to these marks [percent], embedded; hf samples"
     )
-    parser.add_argument("--to_engine", default="vllm", help="our sampler for --to")
     parser.add_argument("--budget", type=float, default=90, help="training seconds of a run of --to, at most")
-    parser.add_argument("--seeds", type=int, default=3, help="new seeds for the best of the grid, at most 3")
+    parser.add_argument("--seeds", type=int, default=5, help="new seeds for the best of the grid, at most 5")
     parser.add_argument("--quick", action="store_true", help="few steps, one repeat, one setting of the grid")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers")
     options = parser.parse_args()
@@ -441,7 +479,7 @@ def main() -> None:
     if "embedded" in options.settings:
         results["embedded"] = step_rates("embedded", options, base, "embedded")
     if options.to:
-        results["to"] = to_mark(options, base)
+        results["to"] = to_marks(options, base)
     if "uneven" in options.settings or "canned" in options.settings:
         model = make_uneven_model().relative_to(ROOT)
         steps = max(options.steps or SHAPES["uneven"]["steps"], SHAPES["uneven"]["warmup"] + 1)
