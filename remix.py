@@ -99,10 +99,7 @@ def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
 def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generator) -> list[list]:
     """One pass over the groups in mini-batches of about `size` groups, each with its share of replayed ones."""
     n = -(-(len(fresh) + len(replayed)) // size)
-    fresh, replayed = (
-        [fresh[i] for i in rng.permutation(len(fresh))],
-        [replayed[i] for i in rng.permutation(len(replayed))],
-    )
+    fresh, replayed = ([groups[i] for i in rng.permutation(len(groups))] for groups in (fresh, replayed))
     return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]  # from both ends: all of a size to one
 
 
@@ -179,11 +176,8 @@ def load_data(cfg: Config):
 def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     # An engine spans --tensor_parallel ranks, which all sample its prompts; the first of them hands the samples on
-    engine_rank, engines, hands_on = (
-        rank // cfg.tensor_parallel,
-        world // cfg.tensor_parallel,
-        rank % cfg.tensor_parallel == 0,
-    )
+    engine_rank, engines = rank // cfg.tensor_parallel, world // cfg.tensor_parallel
+    hands_on = rank % cfg.tensor_parallel == 0
     main_rank, out = rank == 0, Path(cfg.out)
     say = tqdm.write if main_rank else (lambda text: None)
 
@@ -410,9 +404,8 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         totals, by_age, by_quarter = (torch.zeros(n, dtype=torch.float64) for n in (5, (n_ages, 6), (4, 2)))
         grad_norms = []
         for number in range(passes):
-            for mini in mini_batches(
-                fresh, replayed, cfg.mini_batch, np.random.default_rng([cfg.seed, 3, step, number])
-            ):
+            shuffle = np.random.default_rng([cfg.seed, 3, step, number])
+            for mini in mini_batches(fresh, replayed, cfg.mini_batch, shuffle):
                 responses = [r for group in mini for r in group]
                 lengths = [len(r.prompt) + len(r.tokens) for r in responses]
                 n_tokens = sum(len(r.tokens) for r in responses)  # global: every rank, every micro-batch
@@ -448,26 +441,23 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                         pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
                         policy_loss = loss.token_mean(weight * pg, mask, n_tokens)
                     else:
-                        known = dict(
-                            logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask, clip_eps=clip_eps
-                        )
+                        known = dict(logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask)
+                        known |= whole | dict(clip_eps=clip_eps)
                         sizes = dict(tokens=n_tokens, responses=len(responses), max_tokens=cfg.max_tokens)
-                        policy_loss = sibling_loss(sibling, known | whole, weight, **sizes)
+                        policy_loss = sibling_loss(sibling, known, weight, **sizes)
                     constraint = exact_kl  # 0 without an anchor
                     if anchored and not exact:
                         logp_base = pad([r.logp_base for r in part], device)
                         logp_prev = pad([r.logp_prev for r in part], device) if lam < 1 else None
                         constraint = loss.kl_convex(logp, logp_base, logp_prev, lam, cfg.kl_estimator)
-                    total = policy_loss + loss.token_mean(
-                        cfg.kl_coef * constraint - cfg.entropy_coef * H, mask, n_tokens
-                    )
+                    regulariser = cfg.kl_coef * constraint - cfg.entropy_coef * H
+                    total = policy_loss + loss.token_mean(regulariser, mask, n_tokens)
                     # FSDP averages gradients over the ranks, the loss is a sum over them: hence * world
                     (total * world).backward()
                     vf = torch.zeros_like(H)
                     if critic is not None:
                         old_values, returns = (
-                            pad([r.values for r in part], device),
-                            pad([r.returns for r in part], device),
+                            pad([getattr(r, k) for r in part], device) for k in ("values", "returns")
                         )
                         del tensors["labels"]
                         vf = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
