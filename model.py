@@ -327,28 +327,28 @@ MICRO_BATCH_COST = 128  # tokens: what a micro-batch costs by itself, in launche
 
 
 def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
-    """Deal samples to ranks and cut each rank's share into micro-batches of similar length.
+    """Deal samples to ranks and cut the ranks' shares into micro-batches of similar length, the k-th of all ranks alike.
 
-    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone). The cuts are those of
-    the fewest padded tokens, a micro-batch counting as MICRO_BATCH_COST more.
+    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone). With FSDP each layer
+    waits for all ranks, so what counts is the longest of the k-th micro-batches, and neighbours by length go to different
+    ranks. The cuts, at the same places on every rank, are those of the fewest padded tokens, a micro-batch counting as
+    MICRO_BATCH_COST more.
     -> for each rank its micro-batches (lists of indices); as many for every rank, some may be empty: FSDP's collectives
     need every rank to run each of them. Depends on nothing but its arguments, so all ranks agree without talking.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # longest first: dealt evenly, padded little
-    shares: list[list[list[int]]] = []
-    for rank in range(world):  # dealt to and fro, so that no rank gets the longer of every pair
-        share = [i for n, i in enumerate(order) if n % (2 * world) in (rank, 2 * world - 1 - rank)]
-        cost = np.array([0] + [np.inf] * len(share))  # the least, of the first so many samples
-        cut = np.zeros(len(share) + 1, dtype=int)  # where their last micro-batch starts
-        for start, longest in enumerate(lengths[i] for i in share):
-            ends = slice(start + 1, min(start + max(1, budget // longest), len(share)) + 1)
-            price = cost[start] + MICRO_BATCH_COST + longest * np.arange(1, ends.stop - start)
-            better = price < cost[ends]
-            cost[ends][better], cut[ends][better] = price[better], start
-        batches, end = [], len(share)
-        while end:
-            batches.insert(0, share[cut[end] : end])
-            end = cut[end]
-        shares.append(batches)
-    most = max(len(batches) for batches in shares)
-    return [batches + [[] for _ in range(most - len(batches))] for batches in shares]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    hands = [order[n : n + world] for n in range(0, len(order), world)]  # a sample for each rank, longest hands first
+    hands[1::2] = [hand[::-1] for hand in hands[1::2]]  # to and fro, so that no rank gets the longest of every hand
+    cost = np.array([0] + [np.inf] * len(hands))  # the least, of the first so many hands
+    cut = np.zeros(len(hands) + 1, dtype=int)  # where their last micro-batch starts
+    for start, hand in enumerate(hands):
+        longest = max(lengths[i] for i in hand)
+        ends = slice(start + 1, min(start + max(1, budget // longest), len(hands)) + 1)
+        price = cost[start] + MICRO_BATCH_COST + longest * np.arange(1, ends.stop - start)
+        better = price < cost[ends]
+        cost[ends][better], cut[ends][better] = price[better], start
+    rounds, end = [], len(hands)
+    while end:
+        rounds.insert(0, hands[cut[end] : end])
+        end = cut[end]
+    return [[[hand[rank] for hand in part if rank < len(hand)] for part in rounds] for rank in range(world)]

@@ -191,6 +191,15 @@ def test_micro_batches_deal_everything_once_and_run_in_step(world):
     assert micro_batches([5], 10, 2) == [[[0]], [[]]]
 
 
+@pytest.mark.parametrize("world, most", [(1, 1.0), (8, 1.05), (32, 1.1)])
+def test_no_rank_waits_long_for_another(world, most):
+    """FSDP: the k-th micro-batches take as long as the longest of them."""
+    lengths = np.random.default_rng(2).gamma(2.0, 1500, 512).clip(50, 8192).astype(int).tolist()
+    rounds = zip(*micro_batches(lengths, 16384, world), strict=True)
+    padded = [[max([0, *(lengths[i] for i in batch)]) * len(batch) for batch in batches] for batches in rounds]
+    assert sum(map(max, padded)) <= most * sum(map(sum, padded)) / world
+
+
 @pytest.mark.parametrize("budget", [16384, 65536])
 def test_realistic_lengths_are_padded_by_less_than_five_percent(budget):
     lengths = np.random.default_rng(2).gamma(2.0, 1500, 256).clip(50, 8192).astype(int).tolist()
