@@ -15,6 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -26,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from model import Policy, full_weights, init_distributed, load_model
 
@@ -139,6 +142,7 @@ def main(run: str, folder: str = "") -> None:
         import base_model
 
         name = base_model.make_base_model(settings=base_model.named(name), quiet=True)
+    transformers_logging.disable_progress_bar()
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
     load(saved, dict(policy=policy), {})
