@@ -108,15 +108,15 @@ def first_at(rows: list[dict], percent: float) -> dict | None:
     return next((row for row in evaluated(rows) if 100 * row["eval/pass@1"] >= percent), None)
 
 
-def table_methods() -> str:
+def table_methods(folder: str = "methods") -> str:
     lines = []
     for name, title in METHODS.items():
-        runs = seeds(f"methods/{name}")
+        runs = seeds(f"{folder}/{name}")
         lr = name.partition("-lr")[2] or best_lr.best_lr(name)
         cells = [
             f"{title} (lr {lr})",
-            accuracy(f"methods/{name}", EARLY),
-            accuracy(f"methods/{name}", LATE),
+            accuracy(f"{folder}/{name}", EARLY),
+            accuracy(f"{folder}/{name}", LATE),
         ]
         for percent in (60, 70, 80, 85):
             found = [first_at(rows, percent) for rows in runs]
@@ -129,6 +129,10 @@ def table_methods() -> str:
     return markdown(
         ["method", f"at {EARLY} rollouts", f"at {LATE:,}", "to 60 %", "to 70 %", "to 80 %", "to 85 %"], lines
     )
+
+
+def table_methods_again() -> str:
+    return table_methods("methods_again")
 
 
 def shape(name: str, *rollouts: int) -> list[str]:
