@@ -22,6 +22,7 @@ import torch
 import transformers
 from trl import GRPOConfig, GRPOTrainer
 
+from config import Config
 from data import load_problems
 from eval import sample, summarize
 from reward import Grader
@@ -147,7 +148,9 @@ def main() -> None:
         def pass_at_1(model) -> float:
             """As remix.py's evaluate: its sampler, seeds and defaults."""
             engine.sync(model.state_dict().items())
-            how = dict(n=2, temperature=0.6, top_p=0.95, max_tokens=options.max_tokens, seed=0)
+            how = dict(
+                n=2, temperature=Config.eval_temperature, top_p=Config.eval_top_p, max_tokens=options.max_tokens, seed=0
+            )
             return summarize(sample(engine, tokenizer, held_out, grader, "r1", **how), grader)["pass@1"]
 
         if options.eval_limit:

@@ -26,7 +26,9 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "out" / "vs_trl"
@@ -187,55 +189,44 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
 # ---- one run -----------------------------------------------------------------------------------------------------
 
 
-def ours(
-    setting: str,
-    model,
-    out: Path,
-    *,
-    steps: int,
-    engine: str,
-    method: str,
-    lr: str,
-    updates: int,
-    seed: int,
-    data="tiny",
-    canned=None,
-    evaluate=False,
-) -> list[str]:
-    shape = SHAPES[setting]
+class Job(NamedTuple):
+    """What both sides are told of a run."""
+
+    setting: str
+    model: Path | str
+    steps: int
+    lr: str
+    updates: int
+    data: Path | str = "tiny"
+    canned: Path | None = None
+    evaluate: bool = False  # after every step, outside the clock
+
+
+def ours(job: Job, out: Path, seed: int, *, engine: str, method: str) -> list[str]:
+    shape = SHAPES[job.setting]
     beta = shape["beta"] if method == PLAIN else 0.001  # ReMix has its own, the paper's
+    evaluation = f"--eval_every 1 --eval_limit {HELD_OUT} --eval_n 2"
+    if not job.evaluate:
+        evaluation = "--eval_every 0 --eval_limit 1 --eval_n 1"
     flags = (
-        f"--model {model} --data {data} --eval_data tiny --prompt plain --max_prompt_tokens 64 --max_tokens {shape['tokens']} "
+        f"--model {job.model} --data {job.data} --eval_data tiny --prompt plain --max_prompt_tokens 64 --max_tokens {shape['tokens']} "
         f"--algo grpo --prompts_per_step {shape['prompts']} --group_size {shape['group']} "
-        f"--mini_batch {shape['prompts'] // updates} --tokens_per_micro_batch {MICRO_TOKENS[setting]} --kl_coef {beta} "
-        f"--lr {lr} --seed {seed} --engine {engine} --steps {steps} --save_every 1000000 "
-        f"{f'--eval_every 1 --eval_limit {HELD_OUT} --eval_n 2' if evaluate else '--eval_every 0 --eval_limit 1 --eval_n 1'} "
-        f"--out {out} {method}"
+        f"--mini_batch {shape['prompts'] // job.updates} --tokens_per_micro_batch {MICRO_TOKENS[job.setting]} --kl_coef {beta} "
+        f"--lr {job.lr} --seed {seed} --engine {engine} --steps {job.steps} --save_every 1000000 "
+        f"{evaluation} --out {out} {method}"
     ).split()
-    script = ["remix.py"] if canned is None else ["benchmarks/vs_trl.py", "--canned", str(canned)]
+    script = ["remix.py"] if job.canned is None else ["benchmarks/vs_trl.py", "--canned", str(job.canned)]
     return [sys.executable, *script, *flags]
 
 
-def trl(
-    setting: str,
-    model,
-    out: Path,
-    *,
-    steps: int,
-    lr: str,
-    updates: int,
-    seed: int,
-    data="tiny",
-    canned=None,
-    evaluate=False,
-) -> list[str]:
-    shape = SHAPES[setting]
+def trl(job: Job, out: Path, seed: int) -> list[str]:
+    shape = SHAPES[job.setting]
     flags = (
-        f"--model {model} --data {data} --out {out} --steps {steps} --prompts {shape['prompts']} --group_size {shape['group']} "
-        f"--updates {updates} --micro {shape['micro']} --max_tokens {shape['tokens']} --beta {shape['beta']} --lr {lr} --seed {seed} "
-        f"--eval_limit {HELD_OUT if evaluate else 0}"
+        f"--model {job.model} --data {job.data} --out {out} --steps {job.steps} --prompts {shape['prompts']} "
+        f"--group_size {shape['group']} --updates {job.updates} --micro {shape['micro']} --max_tokens {shape['tokens']} "
+        f"--beta {shape['beta']} --lr {job.lr} --seed {seed} --eval_limit {HELD_OUT if job.evaluate else 0}"
     ).split()
-    return [make_venv(), "benchmarks/trl_side.py", *flags, *(["--canned", str(canned)] if canned else [])]
+    return [make_venv(), "benchmarks/trl_side.py", *flags, *(["--canned", str(job.canned)] if job.canned else [])]
 
 
 def read_rows(out: Path) -> list[dict]:
@@ -315,18 +306,17 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
     shape = SHAPES[setting]
     steps, warmup = options.steps or shape["steps"], shape["warmup"]
     steps = max(steps, warmup + 1)
-    common = dict(steps=steps, lr=shape["lr"], updates=1, data=data, canned=canned)
+    job = Job(setting, model, steps, shape["lr"], updates=1, data=data, canned=canned)
     engines = [e for e in options.engines.split(",") if not (canned and e != "hf")]
-    sides = {f"ours, {engine}": lambda out, seed, e=engine: ours(
-        setting, model, out, engine=e, method=PLAIN, seed=seed, **common) for engine in engines}  # fmt: skip
+    sides = {f"ours, {engine}": partial(ours, engine=engine, method=PLAIN) for engine in engines}
     if canned:
         sides = {"ours": next(iter(sides.values()))}
-    sides["TRL"] = lambda out, seed: trl(setting, model, out, seed=seed, **common)
+    sides["TRL"] = trl
     runs: dict[str, list[dict]] = {side: [] for side in sides}
     for repeat in range(options.repeats):
         for side, command in sides.items():
             out = WORK / f"{name}-{side.replace(', ', '-')}-{repeat}"
-            runs[side].append(execute(command(out, repeat), out))
+            runs[side].append(execute(command(job, out, repeat), out))
             print(f"{name}, {side}, repeat {repeat}: {runs[side][-1]['wall_seconds']:.0f} s", file=sys.stderr)
     rollouts = shape["prompts"] * shape["group"]
     table = {side: summary(r, warmup, rollouts, bool(canned)) for side, r in runs.items()}
@@ -348,18 +338,18 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
 
 def to_marks(options, model) -> dict:
     marks = [("pass@1", percent / 100) for percent in options.to] + [("reward of 3 batches", options.to[0] / 100)]
-    common = dict(steps=1000, evaluate=True)
     sides = {
-        "TRL GRPO": lambda out, **kw: trl("embedded", model, out, **common, **kw),
-        "our GRPO": lambda out, **kw: ours("embedded", model, out, method=PLAIN, engine="hf", **common, **kw),
-        "our ReMix-GRPO": lambda out, **kw: ours("embedded", model, out, method=REMIX, engine="hf", **common, **kw),
+        "TRL GRPO": trl,
+        "our GRPO": partial(ours, engine="hf", method=PLAIN),
+        "our ReMix-GRPO": partial(ours, engine="hf", method=REMIX),
     }
     grid = [(lr, updates) for updates in UPDATES for lr in LRS][: 1 if options.quick else None]
     runs = []
 
     def run(side: str, lr: str, updates: int, seed: int) -> None:
         out = WORK / f"to-{side.replace(' ', '-')}-lr{lr}-u{updates}-seed{seed}"
-        result = execute(sides[side](out, lr=lr, updates=updates, seed=seed), out, marks, options.budget)
+        job = Job("embedded", model, steps=1000, lr=lr, updates=updates, evaluate=True)
+        result = execute(sides[side](job, out, seed), out, marks, options.budget)
         result |= dict(
             side=side, lr=lr, updates=updates, seed=seed, reached=[reached(result["rows"], m) for m in marks]
         )

@@ -1,7 +1,7 @@
 """Every table and figure of the README and docs/, from the logs that are committed in runs/ and from nothing else.
 
     python runs/report.py           writes the figures, and what stands between the marks of the pages:
-                                    <!-- table NAME -->  a table made below from the runs' metrics
+                                    <!-- table NAME -->  a table made below from the runs' metrics; behind NAME the folder, where it can be of several
                                     <!-- log FILE N -->  the N-th table that a benchmark printed, in runs/benchmarks/FILE
                                     <!-- code FILE NAME -->, <!-- lines FILE TITLE -->  the source as it stands
     python runs/report.py --check   changes nothing; exit 1 if a page's table is not what the logs give
@@ -129,10 +129,6 @@ def table_methods(folder: str = "methods") -> str:
     return markdown(
         ["method", f"at {EARLY} rollouts", f"at {LATE:,}", "to 60 %", "to 70 %", "to 80 %", "to 85 %"], lines
     )
-
-
-def table_methods_again() -> str:
-    return table_methods("methods_again")
 
 
 def shape(name: str, *rollouts: int) -> list[str]:
@@ -413,7 +409,7 @@ def figures() -> None:
 
 def fill(mark: re.Match) -> str:
     kind, what = mark[2], mark[3].split(maxsplit=1)
-    content = TABLES[what[0]]() if kind == "table" else dict(code=code, lines=lines, log=log)[kind](*what)
+    content = TABLES[what[0]](*what[1:]) if kind == "table" else dict(code=code, lines=lines, log=log)[kind](*what)
     return f"{mark[1]}\n{content}\n\n{mark[4]}"
 
 

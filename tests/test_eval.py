@@ -391,9 +391,8 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
     flags = ["--model", base, "--data", "tiny", "--limit", "9", "--n", "2", "--max_tokens", "40", "--chunk", "2"]
     of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {k: v for k, v in os.environ.items() if k not in of_the_group}
-    launch = (
-        "-m torch.distributed.run --standalone --nproc_per_node 2 --".split()
-    )  # without the -- it takes --n for its own
+    # without the -- torchrun takes --n for its own
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2 --".split()
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, "eval.py", *flags, "--engine", "hf", "--out", str(tmp_path / f"{name}.json")]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
