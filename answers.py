@@ -22,7 +22,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import mpmath
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy  # math-verify's LaTeX parser
+from latex2sympy2_extended.latex2sympy2 import (  # math-verify's LaTeX parser
+    ConversionConfig,
+    latex2sympy,
+)
 from sympy import Expr
 
 MAX_CHARS = 2000  # a longer answer is no answer (longest gold of the five benchmarks: 204)
@@ -30,7 +33,9 @@ MAX_EXPRESSION = 400  # characters of one expression; the parser needs about 1 m
 MAX_DEPTH = 12  # nested brackets
 MAX_ITEMS = 64  # elements of a list
 MAX_BITS = 20_000  # an exact number larger than this goes on as a float ...
-MAX_EXPONENT = 10**7  # ... and a power or factorial whose logarithm is larger than this is not evaluated at all
+MAX_EXPONENT = (
+    10**7
+)  # ... and a power or factorial whose logarithm is larger than this is not evaluated at all
 
 
 class Gold(NamedTuple):
@@ -117,11 +122,17 @@ _REWRITES = [
         (r"\\R\s*\^\s*(?:\+|\{\+\})", r"\\R_{>0}"),
         (r"\\R\s*_\s*\{\s*([<>]=?)\s*0\s*\}", r"⦃x|x\1 0⦄"),
         (r"(?<![\^_])\{\s*([±∓])\s*\}", r"\1"),
-        (r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}", r"{\\frac{\1}{\2}}"),
+        (
+            r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}",
+            r"{\\frac{\1}{\2}}",
+        ),
         (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (r"\\operatorname\*?\s*\{", r"\\text{"),
         # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (a plain comma may be a list: see _readings)
-        (r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\,\s*|\\ +|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))", ""),
+        (
+            r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\,\s*|\\ +|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))",
+            "",
+        ),
         (r"(?<!\\)\\[,;:! \n]|~", " "),
         # percent, currency, degrees
         (r"\\%|\\text\{\s*(?:%|percent|per cent|pct)\.?\s*\}|\b(?:percent|per cent|pct)\b", "%"),
@@ -134,7 +145,10 @@ _REWRITES = [
         (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
         (r"(?<=[0-9])\s*\^\s*\{?\s*\\text\s*\{\s*o\s*\}\s*\}?", "°"),
         # names: f: x \mapsto x + 1, f(x) \equiv 0, cis
-        (r"^\s*([a-zA-Z])\s*:(?:\s*\\R\s*\\to\s*\\R\s*[,:;])?\s*([a-z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
+        (
+            r"^\s*([a-zA-Z])\s*:(?:\s*\\R\s*\\to\s*\\R\s*[,:;])?\s*([a-z])\s*\\mapsto(?![a-zA-Z])",
+            r"\1(\2)=",
+        ),
         (r"^(\s*[a-zA-Z]\s*\(\s*[a-z]\s*\)\s*)\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
         (
             r"(?:\\text\s*\{\s*cis\s*\}|\\?\bcis(?![a-zA-Z]))\s*"
@@ -143,15 +157,24 @@ _REWRITES = [
         ),
         # ]0, 1[ is (0, 1)
         (r"(?<![\w)}\]])\](\s*[^\s\[\]()⦃⦄,;][^\[\]()⦃⦄,;]*[,;][^\[\]()⦃⦄,;]+[\[\])])", r"(\1"),
-        (r"(?<![\w)}\]])([\[(]\s*[^\[\]()⦃⦄,;]+[,;][^\[\]()⦃⦄,;]*[^\[\]()⦃⦄,;\s]\s*)\[(?!\s*[^\s∪,\\}])", r"\1)"),
+        (
+            r"(?<![\w)}\]])([\[(]\s*[^\[\]()⦃⦄,;]+[,;][^\[\]()⦃⦄,;]*[^\[\]()⦃⦄,;\s]\s*)\[(?!\s*[^\s∪,\\}])",
+            r"\1)",
+        ),
         # text
         (r"\\text\s*\{", r"\\text{"),
         *[
             (rf"(?<=[0-9])\s*(\\text\{{)?\s*{word}\b", rf"\\times 10^{{{zeros}}}\1")
             for word, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
         ],
-        (r"\\text\{([^{}a-zA-Z]*|[eid]|[PE](?=\}\s*\())\}", r"\1"),  # bold numbers, \mathrm{e}, \mathrm{d}x
-        (r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})", r"_{\1\2}"),  # v_{\text{max}}
+        (
+            r"\\text\{([^{}a-zA-Z]*|[eid]|[PE](?=\}\s*\())\}",
+            r"\1",
+        ),  # bold numbers, \mathrm{e}, \mathrm{d}x
+        (
+            r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})",
+            r"_{\1\2}",
+        ),  # v_{\text{max}}
         # units: \frac{\text{m}}{\text{s}^2}, \text{\frac{m}{s^2}}, and symbols after a number
         (
             r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}",
@@ -160,7 +183,10 @@ _REWRITES = [
         (r"\\text\{\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}^]*)(\^\s*[0-9])?\}\s*\}", r"\\text{\1/\2}\3"),
         (r"\\mu\s*\\text\{\s*", r"\\text{u"),
         (r"(?<=[0-9}])\s*\\Omega\s*$", r"\\text{ ohm}"),
-        (r"(?<=[0-9}])\s*(\\text\{\s*)?([MLR])_\s*(?:\{\s*\\odot\s*\}|\\odot)\s*(?(1)\})\s*$", r"\\text{ \2sun}"),
+        (
+            r"(?<=[0-9}])\s*(\\text\{\s*)?([MLR])_\s*(?:\{\s*\\odot\s*\}|\\odot)\s*(?(1)\})\s*$",
+            r"\\text{ \2sun}",
+        ),
         (r"\\text\{([^{}^]*)\^\s*\{?(-?[0-9])\}?\s*\}", r"\\text{\1}^{\2}"),  # \text{cm$^2$}
         (r"^\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}\s*(?=\S)", ""),  # \text{The answer is } 5
         # what an identity holds for: f(x) = 2x for all real x
@@ -177,7 +203,10 @@ _REWRITES = [
         (r"\\not\s*=", "!="),
         (r"\+/-", "±"),
         (r"(?<=[0-9.])[eE]([-+]?[0-9]+)(?![0-9a-zA-Z._])", r"\\times 10^{\1}"),
-        (rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|[a-zA-Z]\b)))(?![a-zA-Z])", r"\\\1 "),
+        (
+            rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|[a-zA-Z]\b)))(?![a-zA-Z])",
+            r"\\\1 ",
+        ),
         (r"(?<![\\a-zA-Z])(?:infinity|infty)\b", r"\\infty "),
         (r"(?<![\w)}])\+\s*\\infty", r"\\infty"),
         (r"\\sqrt\s*(\[[^\]]*\])?\s*\(([^()]*)\)", r"\\sqrt\1{\2}"),
@@ -213,10 +242,14 @@ def _brace_arguments(text: str) -> str:
 def normalise(text: str) -> str:
     """One spelling for LaTeX, Unicode and plain text. Does not change the meaning; currency and units stay."""
     text = re.sub(r"\\(?:left|right)\s*\.|(?<!\\)\\[\[\]()]", " ", text)  # and display math
-    text = re.sub(r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text)
+    text = re.sub(
+        r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text
+    )
     text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
     if len(re.findall(r"(?<!\\)\$", text)) == 1:
-        text = re.sub(r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text)  # a lone $ before a number is money, not math
+        text = re.sub(
+            r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text
+        )  # a lone $ before a number is money, not math
     text = re.sub(r"(?<!\\)\$", "", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -313,7 +346,12 @@ def _read_matrix(text: str) -> tuple | None:
     factor = match[1].replace("\\cdot", "").strip()
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", match[3]) if row.strip()]
     factor = f"({factor})" if factor not in ("", "-") else factor
-    return ("matrix", tuple(tuple(read(f"{factor}({c})" if factor else c) for c in _split(row, "&")) for row in rows))
+    return (
+        "matrix",
+        tuple(
+            tuple(read(f"{factor}({c})" if factor else c) for c in _split(row, "&")) for row in rows
+        ),
+    )
 
 
 def _relation(sides: list[str], operators: list[str]) -> tuple:
@@ -335,13 +373,20 @@ def _as_intervals(reading: tuple) -> tuple:
     elif len(sides) == 2:
         sides, operators = (*sides, r"\infty"), (*operators, "<")
     if len(sides) == 3 and _is_name(sides[1]) and all(operator[0] == "<" for operator in operators):
-        return ("bracket", "(["[operators[0] == "<="], ")]"[operators[1] == "<="], (read(sides[0]), read(sides[2])))
+        return (
+            "bracket",
+            "(["[operators[0] == "<="],
+            ")]"[operators[1] == "<="],
+            (read(sides[0]), read(sides[2])),
+        )
     return reading
 
 
 def _between(items: list[tuple]) -> tuple | None:
     """x > 2 and x < 5 -> 2 < x < 5, if there is anything between the two."""
-    if len(items) == 2 and all(item[0] == "rel" and len(item[1]) == 2 and item[2][0] != "!=" for item in items):
+    if len(items) == 2 and all(
+        item[0] == "rel" and len(item[1]) == 2 and item[2][0] != "!=" for item in items
+    ):
         for (_, (low, x), lower), (_, (y, high), upper) in (items, items[::-1]):
             ends = [values_of(end) for end in (low, high)] if x == y and _is_name(x) else [None]
             if all(ends) and all(map(_is_constant, ends)) and _is_real(ends[0][0], ends[1][0]):
@@ -352,7 +397,11 @@ def _between(items: list[tuple]) -> tuple | None:
 
 def _without_points(points: list[str]) -> tuple:
     """The real line without some points, as a list of intervals (points in the order of their values if known)."""
-    values = {point: value[0] for point in points if (value := values_of(point)) and isinstance(value[0], Fraction)}
+    values = {
+        point: value[0]
+        for point in points
+        if (value := values_of(point)) and isinstance(value[0], Fraction)
+    }
     ends = sorted(points, key=lambda point: values.get(point, 0))
     ends = [("leaf", r"-\infty"), *[read(point) for point in ends], ("leaf", r"\infty")]
     return _make_list([("bracket", "(", ")", pair) for pair in itertools.pairwise(ends)])
@@ -365,7 +414,9 @@ def read(text: str) -> tuple:
         return matrix
     if ";" in text and len(groups := _split(text, ";")) > 1:  # p = 5, q = 2; p = 7, q = 2
         items = [read(group) for group in groups]
-        return _make_list([("bracket", "(", ")", _unnamed(i[1])) if i[0] == "list" else i for i in items])
+        return _make_list(
+            [("bracket", "(", ")", _unnamed(i[1])) if i[0] == "list" else i for i in items]
+        )
     if "," in text and len(parts := _split(text, ",")) > 1:
         items = [read(part) for part in parts]
         return _between(items) or _make_list(items)
@@ -446,7 +497,9 @@ def number(text: str) -> Number | None:
     ten = match[3] or part["e"] or match[5]
     scale = Fraction(10) ** int(ten) if ten else Fraction(1)
     if part["decimal"]:
-        value = Fraction(part["decimal"].rstrip(".") if part["decimal"] != "." else "0") * scale * sign
+        value = (
+            Fraction(part["decimal"].rstrip(".") if part["decimal"] != "." else "0") * scale * sign
+        )
         if value.denominator == 1 and not ten:
             return Number(value)  # 1296.0 is the integer: no tolerance
         places = len(part["decimal"].partition(".")[2])
@@ -505,7 +558,11 @@ def _strip_text(text: str) -> str:
 @lru_cache(4096)
 def unit(text: str) -> tuple[frozenset, Fraction] | None:
     r"""Dimensions and factor of \text{ cm}^{2}, km/h, square feet, miles per hour, mph; None if not known: no claim."""
-    text = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkm?ph\b", "km/hour", _strip_text(text).replace("\\cdot", " ")))
+    text = re.sub(
+        r"\bmph\b",
+        "mile/hour",
+        re.sub(r"\bkm?ph\b", "km/hour", _strip_text(text).replace("\\cdot", " ")),
+    )
     text = re.sub(r"\b([ap])\. ?m\b", r"\1m", re.sub(r"\bper\b", "/", text))
     powers, factor, sign, power_next = {}, Fraction(1), 1, 1
     for word, power, slash in re.findall(
@@ -517,7 +574,10 @@ def unit(text: str) -> tuple[frozenset, Fraction] | None:
         elif word in ("square", "sq", "cubic", "cu"):
             power_next = 2 if word[0] == "s" else 3
         else:
-            known = next((_UNITS[w] for w in (word, word.lower(), word.lower().rstrip("s")) if w in _UNITS), None)
+            known = next(
+                (_UNITS[w] for w in (word, word.lower(), word.lower().rstrip("s")) if w in _UNITS),
+                None,
+            )
             if not known:
                 return None
             exponent = sign * power_next * int(power or 1)
@@ -544,16 +604,31 @@ def split_unit(text: str) -> tuple[str, str]:
     if text.endswith("%"):
         return text[:-1].strip(), "%"
     if match := re.fullmatch(r"(.*?)\s*°\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
-        if match[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1]) and "°" not in match[1]:
+        if (
+            match[1]
+            and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1])
+            and "°" not in match[1]
+        ):
             return match[1], "°" + (match[2] or match[3] or "")
     start = text.find("\\text{")
-    if start > 0 and _TAIL.fullmatch(text, start) and text[:start].strip(" \\") and not _CONDITION.search(text, start):
+    if (
+        start > 0
+        and _TAIL.fullmatch(text, start)
+        and text[:start].strip(" \\")
+        and not _CONDITION.search(text, start)
+    ):
         return text[:start].strip(), text[start:]
-    if match := re.fullmatch(r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text):
+    if match := re.fullmatch(
+        r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text
+    ):
         # bare words after a number: 5 cm, 10 dogs; one letter alone is a variable (7.6Z), and so may be two (2xy)
-        if number(match[1]) and (len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))):
+        if number(match[1]) and (
+            len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))
+        ):
             return match[1], match[3]
-        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):  # 7 \times 10^{5} K
+        if (
+            match[2] and "10^" in match[1] and number(match[1]) and unit(match[3])
+        ):  # 7 \times 10^{5} K
             return match[1], match[3]
     return text, ""
 
@@ -565,7 +640,9 @@ class TooLarge(ArithmeticError):
     """A power, factorial or power tower that will not be computed."""
 
 
-CONTEXTS = {digits: mpmath.MPContext() for digits in (40, 80)}  # own contexts: the global precision is not touched
+CONTEXTS = {
+    digits: mpmath.MPContext() for digits in (40, 80)
+}  # own contexts: the global precision is not touched
 for _digits, _context in CONTEXTS.items():
     _context.dps = _digits
 POINTS = 5  # the first three have all variables positive, the others have signs
@@ -582,7 +659,10 @@ def too_complex(text: str) -> bool:
         or text.count("|") > 8
         or len(re.findall(r"\\(?:sum|prod|int)", text)) > 3
         or bool(
-            re.search(r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}", text)
+            re.search(
+                r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}",
+                text,
+            )
         )
     )
 
@@ -609,11 +689,17 @@ def parse(text: str) -> tuple:
     a second for them, takes \gamma^2 for the square of the Gamma function, and drops primes.
     """
     plain = re.sub(r"_\s*\{\s*[a-zA-Z]\s*=", "", text)
-    if not re.search(r"[0-9a-zA-Z]", text) or re.search(r"[^\x20-\x7e]|\\text|[;=<>&%]", plain) or too_complex(text):
+    if (
+        not re.search(r"[0-9a-zA-Z]", text)
+        or re.search(r"[^\x20-\x7e]|\\text|[;=<>&%]", plain)
+        or too_complex(text)
+    ):
         return None, {}
     if any(command not in _ALLOWED for command in re.findall(r"\\([a-zA-Z]+)", text)):
         return None, {}
-    text = re.sub(r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text)  # 1/2x is x/2
+    text = re.sub(
+        r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text
+    )  # 1/2x is x/2
     text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
     while match := re.search(r"\\binom\s*\{", text):  # sympy would multiply \binom{10^9}{10^8} out
         middle = _closing(text, match.end() - 1)
@@ -623,13 +709,17 @@ def parse(text: str) -> tuple:
         n, k = text[match.end() : middle], text[middle + 2 : end]
         text = text[: match.start()] + rf"\frac{{({n})!}}{{({k})!(({n})-({k}))!}}" + text[end + 1 :]
     names: dict[str, str] = {}
-    letters = sorted(set("abchjklmnopqrstuvwxyzABDFGHJKLMPRTUVWXYZ") - set(re.sub(r"\\[a-zA-Z]+", "", text)))
+    letters = sorted(
+        set("abchjklmnopqrstuvwxyzABDFGHJKLMPRTUVWXYZ") - set(re.sub(r"\\[a-zA-Z]+", "", text))
+    )
 
     def letter(match: re.Match) -> str:
         name = re.sub(r"[\s{}]", "", match[0])
         if len(name) == 1 or not match["symbol"]:
             return match[0]
-        short = next((short for short, long in names.items() if long == name), None) or (letters and letters.pop())
+        short = next((short for short, long in names.items() if long == name), None) or (
+            letters and letters.pop()
+        )
         if not short:
             return match[0]
         names[short] = name
@@ -637,7 +727,9 @@ def parse(text: str) -> tuple:
 
     text = _SYMBOL.sub(letter, text)
     try:
-        return latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_MATH), names
+        return latex2sympy(
+            text, is_real=True, normalization_config=None, conversion_config=_MATH
+        ), names
     except Exception:  # the parser raises bare Exceptions on anything it cannot read, so nothing narrower can be caught
         return None, {}
 
@@ -647,13 +739,17 @@ def _key(node, names: dict) -> str:
     if not getattr(node, "args", ()):
         return names.get(str(node), str(node))
     parts = [_key(argument, names) for argument in node.args]
-    return f"{type(node).__name__}({','.join(sorted(parts) if node.is_Add or node.is_Mul else parts)})"
+    return (
+        f"{type(node).__name__}({','.join(sorted(parts) if node.is_Add or node.is_Mul else parts)})"
+    )
 
 
 def _point(name: str, point: int) -> Fraction:
     """The value of a variable, or of something opaque, at a point: from its name alone, so always the same."""
     dice = random.Random(f"{name}/{point}")
-    value = Fraction(dice.randrange(70, 300) * (1, 4, 30, 1, 7)[point], 64)  # to 5, and larger, for floors
+    value = Fraction(
+        dice.randrange(70, 300) * (1, 4, 30, 1, 7)[point], 64
+    )  # to 5, and larger, for floors
     return value if point < 3 or dice.random() < 0.5 else -value
 
 
@@ -681,7 +777,9 @@ def _factorial(n, mp):
     return mp.gamma(n + 1)
 
 
-_ALIKE = set("exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split())  # sympy's names are mpmath's
+_ALIKE = set(
+    "exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split()
+)  # sympy's names are mpmath's
 
 
 def _evaluate(node, names: dict[str, str], point: int, mp):
@@ -737,7 +835,9 @@ def values_of(text: str, digits: int = 40) -> tuple | None:
             value = _evaluate(tree, names, point, CONTEXTS[digits])
             values.append(value if CONTEXTS[digits].isfinite(value) else None)
         except (ArithmeticError, ValueError, TypeError, RecursionError):
-            values.append(None)  # a pole, a size, or a type (the floor of a complex number) that has no value
+            values.append(
+                None
+            )  # a pole, a size, or a type (the floor of a complex number) that has no value
     return tuple(values)
 
 
@@ -774,7 +874,11 @@ def same_expression(a: str, g: str) -> bool:
     xs, ys = values_of(a), values_of(g)
     if not xs or not ys:
         return False
-    points = [p for p in range(POINTS) if xs[p] is not None and ys[p] is not None and (p < 3 or _is_real(xs[p], ys[p]))]
+    points = [
+        p
+        for p in range(POINTS)
+        if xs[p] is not None and ys[p] is not None and (p < 3 or _is_real(xs[p], ys[p]))
+    ]
     return len(points) >= 2 and all(_close(xs[p], ys[p]) or _both_vanish(a, g, p) for p in points)
 
 
@@ -802,13 +906,26 @@ def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False)
 
 _NOTHING = {
     **dict.fromkeys(
-        ["nosolution", "norealsolution", "nosuch", "none", "emptyset", "\\emptyset", "theemptyset", "empty"],
+        [
+            "nosolution",
+            "norealsolution",
+            "nosuch",
+            "none",
+            "emptyset",
+            "\\emptyset",
+            "theemptyset",
+            "empty",
+        ],
         "∅",
     ),
     **dict.fromkeys(["dne", "doesnotexist", "undefined", "limitdoesnotexist"], "undefined"),
 }
 _WORDS = dict(
-    zip("zero one two three four five six seven eight nine ten eleven twelve".split(), map(str, range(13)), strict=True)
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve".split(),
+        map(str, range(13)),
+        strict=True,
+    )
 )
 
 
@@ -825,7 +942,9 @@ def _word(text: str) -> str | None:
 
 def _choice(text: str) -> str | None:
     r"""C, for (C), C., \text{(C)}, (\text{c}); None for anything but one letter."""
-    match = re.fullmatch(r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-Za-z])\s*\)?[.:)]?", _strip_text(text).strip())
+    match = re.fullmatch(
+        r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-Za-z])\s*\)?[.:)]?", _strip_text(text).strip()
+    )
     return match and match[1]
 
 
@@ -855,7 +974,9 @@ def _same_ratio(a: str, g: str, error: float | None) -> bool:
     """3:4 is 6:8 and 3/4; 4:51 p.m. is 16:51, and 4:51."""
     clock_a, clock_g = _clock(a), _clock(g)
     if clock_a and clock_g:
-        return clock_a[:2] == clock_g[:2] and (clock_a[2] == clock_g[2] or "" in (clock_a[2], clock_g[2]))
+        return clock_a[:2] == clock_g[:2] and (
+            clock_a[2] == clock_g[2] or "" in (clock_a[2], clock_g[2])
+        )
     xs, ys = a.split(":"), g.split(":")
     if len(xs) != len(ys):
         x, y = (f"({parts[0]})/({parts[1]})" if len(parts) == 2 else parts[0] for parts in (xs, ys))
@@ -877,7 +998,12 @@ def same_number(a: Number, g: Number) -> bool:
         return True
     if g.digits >= 4:
         return abs(a.value - g.value) <= abs(g.value) / 10**4
-    return a.digits >= 6 and not g.digits and g.value.denominator != 1 and abs(a.value - g.value) <= a.last
+    return (
+        a.digits >= 6
+        and not g.digits
+        and g.value.denominator != 1
+        and abs(a.value - g.value) <= a.last
+    )
 
 
 def _same_value(a: str, g: str, error: float | None) -> bool:
@@ -892,7 +1018,13 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
     if x and y and same_number(x, y) or not (x and y) and same_expression(a, g):
         return True
     xs, ys = values_of(a), values_of(g)
-    if not xs or not ys or not _is_constant(xs) or not _is_constant(ys) or not _is_real(xs[0], ys[0]):
+    if (
+        not xs
+        or not ys
+        or not _is_constant(xs)
+        or not _is_constant(ys)
+        or not _is_real(xs[0], ys[0])
+    ):
         return False
     if error is not None:
         return abs(CONTEXTS[40].convert(xs[0]) - ys[0]) <= error * (1 + 1e-12)
@@ -901,7 +1033,9 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
 
 
 def _decimal(value) -> Number:
-    return Number(value if isinstance(value, Fraction) else Fraction(CONTEXTS[40].nstr(value.real, 35)))
+    return Number(
+        value if isinstance(value, Fraction) else Fraction(CONTEXTS[40].nstr(value.real, 35))
+    )
 
 
 def _is_constant(values: tuple) -> bool:
@@ -911,9 +1045,20 @@ def _is_constant(values: tuple) -> bool:
 def _same_with_units(a: str, g: str, error: float | None) -> bool:
     """A unit that contradicts the gold's is wrong, one that can be converted is; a missing or unknown one says nothing."""
     (va, ua), (vg, ug) = split_unit(a), split_unit(g)
-    if ug and not ua and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a)) and unit(match[2]):
+    if (
+        ug
+        and not ua
+        and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a))
+        and unit(match[2])
+    ):
         va, ua = match[1], match[2]  # 5 m is only read as metres if the gold has a unit
-    if not ua and (match := _FRACTION_UNIT.fullmatch(a)) and (ug or number(vg)) and unit(match[2]) and unit(match[3]):
+    if (
+        not ua
+        and (match := _FRACTION_UNIT.fullmatch(a))
+        and (ug or number(vg))
+        and unit(match[2])
+        and unit(match[3])
+    ):
         va, ua = match[1], f"{match[2]}/{match[3]}"
     if ua == "%" or ug == "%":
         if ua == ug:
@@ -923,7 +1068,9 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
         # 28% is written 28 or 0.28; but 0.35 is not 35, and 0.35% is not 0.35
         percent, plain = (va, vg) if ua else (vg, va)
         small = ua and (n := number(vg)) and abs(n.value) < 1
-        tries = [(_times(percent, Fraction(1, 100)), error and error / 100)] + ([] if small else [(percent, error)])
+        tries = [(_times(percent, Fraction(1, 100)), error and error / 100)] + (
+            [] if small else [(percent, error)]
+        )
         return any(_same_value(*((p, plain) if ua else (plain, p)), e) for p, e in tries)
     known_a, known_g = ua and unit(ua), ug and unit(ug)
     if known_a and known_g:
@@ -946,14 +1093,20 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
 
 
 _POWERS = r"((?:[a-zA-Z\s.]|\\cdot|\^\{[0-9]\})+)"
-_FRACTION_UNIT = re.compile(rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}")  # 5\frac{m}{s}
+_FRACTION_UNIT = re.compile(
+    rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}"
+)  # 5\frac{m}{s}
 _DOLLAR = frozenset({("dollar", 1)})
 _ANGLES = frozenset({("angle", 1)}), frozenset({("radian", 1)})
 
 
 def _times(text: str, factor: Fraction) -> str:
     exact = number(text)
-    return str(exact.value * factor) if exact else rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    return (
+        str(exact.value * factor)
+        if exact
+        else rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    )
 
 
 def _squeeze(text: str) -> str:
@@ -969,7 +1122,9 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
     if not a or not g:
         return False
     if "≈" in a or "≈" in g:  # 23/3 ≈ 7.67: the first says it; a gold gives the choice
-        first = next((side.strip() for side in a.split("≈") if side.strip() and not _is_name(side)), "")
+        first = next(
+            (side.strip() for side in a.split("≈") if side.strip() and not _is_name(side)), ""
+        )
         return any(same_leaf(first, side.strip(), error) for side in g.split("≈") if side.strip())
     word_a, word_g = _word(a), _word(g)
     if word_a and word_a == word_g:
@@ -979,7 +1134,12 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
     if re.fullmatch(r"[\w\s.,]*[^\W\d_]{3}[\w\s.,]*", a) and a.casefold() == g.casefold():
         return True  # October 30
     letter, chosen = _choice(g), _choice(a)
-    if letter and chosen and letter.upper() == chosen.upper() and ("(" in g or "(" in a or letter.isupper()):
+    if (
+        letter
+        and chosen
+        and letter.upper() == chosen.upper()
+        and ("(" in g or "(" in a or letter.isupper())
+    ):
         return True
     a, g = word_a if word_a in _WORDS.values() else a, word_g if word_g in _WORDS.values() else g
     if ":" in a or ":" in g:
@@ -1000,8 +1160,12 @@ def _same_items(a: tuple, g: tuple, error: float | None, repeated: bool) -> bool
     if len(set(a)) > len(g) or len(a) > MAX_ITEMS or (repeated and len(a) < len(g)):
         return False
     equal = [[same(x, y, error) for y in g] for x in a]
-    wanted = [sum(same(x, y, error) for x in g) if repeated and len(set(g)) < len(g) else 1 for y in g]
-    return all(map(any, equal)) and all(sum(row[j] for row in equal) >= wanted[j] for j in range(len(g)))
+    wanted = [
+        sum(same(x, y, error) for x in g) if repeated and len(set(g)) < len(g) else 1 for y in g
+    ]
+    return all(map(any, equal)) and all(
+        sum(row[j] for row in equal) >= wanted[j] for j in range(len(g))
+    )
 
 
 def _ordered(a: tuple, g: tuple, error: float | None) -> bool:
@@ -1013,9 +1177,15 @@ def _in_order(reading: tuple) -> tuple | None:
     if reading[0] == "matrix":
         rows = reading[1]
         return (
-            rows[0] if len(rows) == 1 else tuple(row[0] for row in rows) if all(len(row) == 1 for row in rows) else None
+            rows[0]
+            if len(rows) == 1
+            else tuple(row[0] for row in rows)
+            if all(len(row) == 1 for row in rows)
+            else None
         )
-    return {"bracket": lambda: reading[3], "list": lambda: _unnamed(reading[1])}.get(reading[0], lambda: None)()
+    return {"bracket": lambda: reading[3], "list": lambda: _unnamed(reading[1])}.get(
+        reading[0], lambda: None
+    )()
 
 
 def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
@@ -1026,12 +1196,16 @@ def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
     if "leaf" in kinds:
         return False  # a list is not one value: "3 or 4" is a hedge
     if kinds == {"matrix"}:
-        return len(a[1]) == len(g[1]) and all(_ordered(x, y, error) for x, y in zip(a[1], g[1], strict=True))
+        return len(a[1]) == len(g[1]) and all(
+            _ordered(x, y, error) for x, y in zip(a[1], g[1], strict=True)
+        )
     if kinds <= {"list", "set"}:
         names = [[item[1] if item[0] == "eq" else None for item in r[1]] for r in (a, g)]
         if not (all(names[1]) and len(set(names[1])) > 1 and not any(names[0])):
             return _same_items(a[1], g[1], error, repeated="set" not in kinds)
-    if kinds == {"bracket"} and len(g[3]) == 2:  # an interval, or a pair: the brackets count, except at infinity
+    if (
+        kinds == {"bracket"} and len(g[3]) == 2
+    ):  # an interval, or a pair: the brackets count, except at infinity
         for side in (1, 2):
             if a[side] != g[side] and r"\infty" not in str(g[3][side - 1]):
                 return False
@@ -1049,10 +1223,16 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
             return same(a[2], g[2], error)
         if _is_name(a[1]) and _is_name(g[1]):
             functions = [re.fullmatch(r"(.+)\(([a-z])\)", left) for left in (left_a, left_g)]
-            if all(functions) and functions[0][1] == functions[1][1] and a[2][0] == "leaf":  # f(t) = 2t is f(x) = 2x
-                renamed = re.sub(rf"(?<![\\a-zA-Z]){functions[0][2]}(?![a-zA-Z])", functions[1][2], a[2][1])
+            if (
+                all(functions) and functions[0][1] == functions[1][1] and a[2][0] == "leaf"
+            ):  # f(t) = 2t is f(x) = 2x
+                renamed = re.sub(
+                    rf"(?<![\\a-zA-Z]){functions[0][2]}(?![a-zA-Z])", functions[1][2], a[2][1]
+                )
                 return same(("leaf", renamed), g[2], error)
-            words = any("\\text" in left or len(left) > 3 and left.isalpha() for left in (left_a, left_g))
+            words = any(
+                "\\text" in left or len(left) > 3 and left.isalpha() for left in (left_a, left_g)
+            )
             if (words or any(functions) != all(functions)) and same(a[2], g[2], error):
                 return True
         return a[2][0] == g[2][0] == "leaf" and proportional((a[1], a[2][1]), (g[1], g[2][1]))
@@ -1060,19 +1240,31 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
     pair = (a[2], g) if equation is a else (a, g[2])
     name = equation[1].strip()
     if _is_name(name):
-        letter = re.fullmatch(r"[a-zA-Z]", name) and re.search(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])", str(equation[2]))
+        letter = re.fullmatch(r"[a-zA-Z]", name) and re.search(
+            rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])", str(equation[2])
+        )
         return not letter and same(*pair, error)
     if not same(*pair, error) or (left := values_of(split_unit(name)[0])) is None:
         return False
     if same(*((("leaf", name), g) if equation is a else (a, ("leaf", name))), error):
         return True  # 0.56 = 56%, (x + 1)^2 = x^2 + 2x + 1: both sides are right
     # x + y = 5 answers "what is x + y?", but if it is the gold then 5 is not all of it; 3 + 5 = 7 is wrong
-    return equation is a and other[0] == "leaf" and not _is_constant(left) and not re.search("[0-9]", name)
+    return (
+        equation is a
+        and other[0] == "leaf"
+        and not _is_constant(left)
+        and not re.search("[0-9]", name)
+    )
 
 
 def _same_relations(a: tuple, g: tuple, error: float | None) -> bool:
     """Inequalities by the difference of their sides, or as intervals."""
-    if a[0] == g[0] and a[2] == g[2] and len(a[1]) == 2 and proportional(a[1], g[1], positive=a[2] != ("!=",)):
+    if (
+        a[0] == g[0]
+        and a[2] == g[2]
+        and len(a[1]) == 2
+        and proportional(a[1], g[1], positive=a[2] != ("!=",))
+    ):
         return True
     x, y = _as_intervals(a), _as_intervals(g)
     if "rel" in (x[0], y[0]) and "list" not in (x[0], y[0]):
@@ -1100,7 +1292,11 @@ def _readings(text: str, multiple: bool) -> list[tuple]:
     """58,500 is a number, or a list of two; inside of brackets, or of a gold with several values, it is a list."""
     readings = [read(text)]
     if not multiple and not re.search(r"[(\[⦃]", text):
-        joined = re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])", lambda m: m[0].replace(",", ""), text)
+        joined = re.sub(
+            r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])",
+            lambda m: m[0].replace(",", ""),
+            text,
+        )
         if joined != text:
             readings.append(read(joined))
     return readings
@@ -1115,7 +1311,11 @@ def _golds(gold: str | Gold) -> tuple[list[str], float | None, bool]:
         mark = mark if mark in ("°", "%") else rf" \text{{{mark}}}"
         answers = [a if split_unit(normalise(a))[1] else a + mark for a in answers]
     match = re.search(r"[0-9.]+(?:e-?[0-9]+)?", gold.error or "")
-    return [normalise(answer) for answer in answers], float(match[0]) if match else None, gold.multiple
+    return (
+        [normalise(answer) for answer in answers],
+        float(match[0]) if match else None,
+        gold.multiple,
+    )
 
 
 def equivalent(answer: str, gold: str | Gold) -> bool:
@@ -1137,15 +1337,24 @@ def _right(a: str, g: str, error: float | None, multiple: bool) -> bool:
     if _depth(g) < 0 or _depth(a) < 0:
         return False
     option = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)])\s*([^\s+*/^_=-].*)", _strip_text(a))
-    if option and option[3][0] not in "(\\|,;&" or option and option[3].startswith(("\\frac", "\\sqrt", "\\text")):
+    if (
+        option
+        and option[3][0] not in "(\\|,;&"
+        or option
+        and option[3].startswith(("\\frac", "\\sqrt", "\\text"))
+    ):
         letter = _choice(g)  # (C) 15 is C, if that is the gold, or 15
-        return letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
+        return (
+            letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
+        )
     return any(same(x, y, error) for y in _readings(g, multiple) for x in _readings(a, multiple))
 
 
 def parsable(gold: str | Gold) -> bool:
     """Can anything be graded against it? Not if it is empty, too long, or has unbalanced braces."""
     return any(
-        re.search(r"\w|[∞∅]", answer) and len(answer) <= MAX_CHARS and 0 <= _depth(answer) <= MAX_DEPTH
+        re.search(r"\w|[∞∅]", answer)
+        and len(answer) <= MAX_CHARS
+        and 0 <= _depth(answer) <= MAX_DEPTH
         for answer in _golds(gold)[0]
     )

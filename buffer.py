@@ -32,8 +32,12 @@ class Response:
     reward: float
     step: int  # training step at which the sampling policy was pi_k; age = current step - this
     logp_base: torch.Tensor | None = None  # cached: pi_base changes only at reincarnation
-    states_base: torch.Tensor | None = None  # in its place for the exact KL: pi_base's last hidden states, (T, H)
-    engine_weight: torch.Tensor | None = None  # TIS / IcePop weight of the sampler's own error (--engine_weight)
+    states_base: torch.Tensor | None = (
+        None  # in its place for the exact KL: pi_base's last hidden states, (T, H)
+    )
+    engine_weight: torch.Tensor | None = (
+        None  # TIS / IcePop weight of the sampler's own error (--engine_weight)
+    )
     # Valid within one step only:
     logp_k: torch.Tensor | None = None
     logp_prev: torch.Tensor | None = None
@@ -52,7 +56,9 @@ class Response:
         return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
 
     def __setstate__(self, state: dict) -> None:
-        vars(self).update({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
+        vars(self).update(
+            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+        )
 
 
 SCRATCH = (
@@ -99,7 +105,9 @@ def draw_repo(entries: list[Entry], count: int, prompts: set[tuple[int, ...]]) -
     return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
 
 
-def draw_buffer_matters(entries: list[Entry], count: int, low: float = 0.25, high: float = 0.75) -> list[Entry]:
+def draw_buffer_matters(
+    entries: list[Entry], count: int, low: float = 0.25, high: float = 0.75
+) -> list[Entry]:
     """ "Buffer Matters" (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes, newest first. The loop
     does the rest: it trains on fresh groups with both right and wrong responses, and samples failed prompts again."""
     return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
@@ -113,7 +121,9 @@ def draw_on_policyness(
     if not entries:
         return []
     p = np.array(likelihood) / np.sum(likelihood)
-    return [entries[i] for i in rng.choice(len(entries), min(count, len(entries)), replace=False, p=p)]
+    return [
+        entries[i] for i in rng.choice(len(entries), min(count, len(entries)), replace=False, p=p)
+    ]
 
 
 class Buffer:
@@ -122,7 +132,9 @@ class Buffer:
     def __init__(self, window: int, kind: str = "window", rank: int = 0, ranks: int = 1):
         self.window, self.kind, self.rank, self.ranks = window, kind, rank, ranks
         self.entries: list[Entry] = []  # oldest first
-        self.failed: deque[int] = deque()  # buffer_matters: problems whose last group was all wrong, longest ago first
+        self.failed: deque[int] = (
+            deque()
+        )  # buffer_matters: problems whose last group was all wrong, longest ago first
 
     def push(self, groups: list[list[Response]], step: int) -> None:
         """Store one step's fresh groups (given whole, on every rank); what is too old falls out."""
@@ -134,7 +146,9 @@ class Buffer:
 
     def add(self, group: list[Response], step: int, number: int) -> None:
         here = number % self.ranks == self.rank
-        self.entries.append(Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None))
+        self.entries.append(
+            Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None)
+        )
 
     def forget(self, step: int) -> None:
         if self.kind == "repo":  # the last N groups of each prompt
@@ -148,7 +162,11 @@ class Buffer:
             self.entries = [entry for entry in self.entries if entry.step > step - self.window]
 
     def draw(
-        self, count: int, rng: np.random.Generator, prompts: Iterable[list[int]] = (), likelihood: list[float] = ()
+        self,
+        count: int,
+        rng: np.random.Generator,
+        prompts: Iterable[list[int]] = (),
+        likelihood: list[float] = (),
     ) -> list[tuple[int, list[Response]]]:
         """Up to count groups, the same on every rank -> those of them that lie here, as (place in the draw, group).
         prompts: of this step's fresh groups, for repo; likelihood: of each stored group, for on_policyness."""
@@ -160,11 +178,17 @@ class Buffer:
             drawn = draw_on_policyness(self.entries, count, rng, likelihood)
         else:
             drawn = draw_window(self.entries, count, rng)
-        return [(place, entry.group) for place, entry in enumerate(drawn) if entry.group is not None]
+        return [
+            (place, entry.group) for place, entry in enumerate(drawn) if entry.group is not None
+        ]
 
     def stored(self) -> list[tuple[int, list[Response]]]:
         """Every group that lies here, as (place among all ranks' entries, group)."""
-        return [(place, entry.group) for place, entry in enumerate(self.entries) if entry.group is not None]
+        return [
+            (place, entry.group)
+            for place, entry in enumerate(self.entries)
+            if entry.group is not None
+        ]
 
     def clear(self) -> None:
         self.entries.clear()
@@ -176,7 +200,11 @@ class Buffer:
     def state_dict(self, groups: list[list[Response]]) -> dict:
         """groups: `stored` of all ranks, in order. Plain lists, dicts and tensors: loads with torch.load(weights_only=True)."""
         rows = [
-            dict(step=entry.step, number=entry.number, group=[{k: getattr(r, k) for k in STORED} for r in group])
+            dict(
+                step=entry.step,
+                number=entry.number,
+                group=[{k: getattr(r, k) for k in STORED} for r in group],
+            )
             for entry, group in zip(self.entries, groups, strict=True)
         ]
         return dict(entries=rows, failed=list(self.failed))
@@ -186,4 +214,6 @@ class Buffer:
         self.clear()
         self.failed.extend(state["failed"])
         for row in state["entries"]:
-            self.add([Response(**response) for response in row["group"]], row["step"], row["number"])
+            self.add(
+                [Response(**response) for response in row["group"]], row["step"], row["number"]
+            )

@@ -37,7 +37,10 @@ KEEP = 1  # complete checkpoints kept; the older one goes when the next is whole
 
 def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
     state = {name: get_model_state_dict(model) for name, model in models.items()}
-    return state | {f"{name}_optimizer": get_optimizer_state_dict(models[name], o) for name, o in optimizers.items()}
+    return state | {
+        f"{name}_optimizer": get_optimizer_state_dict(models[name], o)
+        for name, o in optimizers.items()
+    }
 
 
 def latest(out: Path) -> Path | None:
@@ -79,11 +82,16 @@ def load(path: Path, models: dict, optimizers: dict) -> dict:
 def export(policy: Policy, tokenizer, folder: Path) -> None:
     """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then renamed."""
     rank = dist.get_rank()
-    weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}  # all ranks gather
+    weights = {
+        name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)
+    }  # all ranks gather
     if rank == 0:
         if policy.lm.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
-        partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+        partial, old = (
+            folder.with_name(folder.name + ".partial"),
+            folder.with_name(folder.name + ".old"),
+        )
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         policy.lm.save_pretrained(partial, state_dict=weights)
@@ -136,12 +144,14 @@ def main(run: str, folder: str = "") -> None:
     """Export the last checkpoint. SystemExit with one sentence when there is none."""
     saved = latest(Path(run))
     if saved is None:
-        sys.exit(f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run (--save_every says when)")
+        sys.exit(
+            f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run (--save_every says when)"
+        )
     name = json.loads(Path(run, "config.json").read_text())["model"]
     if name.split(":")[0] == "tiny":
-        import base_model
+        import tiny
 
-        name = base_model.make_base_model(settings=base_model.named(name), quiet=True)
+        name = tiny.make_base_model(settings=tiny.named(name), quiet=True)
     transformers_logging.disable_progress_bar()
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")

@@ -120,16 +120,28 @@ def parse_config(argv: list[str] | None = None) -> Config:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
     )  # fmt: skip
     for f in fields(Config):
-        how = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "metavar": ""}
+        how = (
+            {"action": argparse.BooleanOptionalAction}
+            if f.type is bool
+            else {"type": f.type, "metavar": ""}
+        )
         if "choices" in f.metadata:
             how |= {"choices": f.metadata["choices"], "metavar": None}
-        default = "" if f.default in ("", 0) and f.type is not bool or f.default != f.default else f" [{f.default}]"
-        help = f.metadata["help"].replace("%", "%%") + default  # a default of "", 0 or nan is explained in the text
+        default = (
+            ""
+            if f.default in ("", 0) and f.type is not bool or f.default != f.default
+            else f" [{f.default}]"
+        )
+        help = (
+            f.metadata["help"].replace("%", "%%") + default
+        )  # a default of "", 0 or nan is explained in the text
         parser.add_argument(f"--{f.name}", default=f.default, help=help, **how)
     cfg = Config(**vars(parser.parse_args(argv)))
     grpo = cfg.algo == "grpo"
     cfg.group_size = cfg.group_size or (8 if grpo else 1)
-    cfg.entropy_coef = (0.0 if grpo else 0.001) if math.isnan(cfg.entropy_coef) else cfg.entropy_coef
+    cfg.entropy_coef = (
+        (0.0 if grpo else 0.001) if math.isnan(cfg.entropy_coef) else cfg.entropy_coef
+    )
     cfg.eval_max_tokens = cfg.eval_max_tokens or cfg.max_tokens
     cfg.format = cfg.format or get_prompt(cfg.prompt).format
     gpu = torch.cuda.is_available()
@@ -170,9 +182,15 @@ def check_config(cfg: Config) -> None:
     for name in "gamma gae_lambda".split():
         need(0 <= getattr(cfg, name) <= 1, name, "must be between 0 and 1")
     need(
-        P % m == 0, "mini_batch", f"does not divide --prompts_per_step {P}; take a divisor of it, {math.gcd(P, m)} say"
+        P % m == 0,
+        "mini_batch",
+        f"does not divide --prompts_per_step {P}; take a divisor of it, {math.gcd(P, m)} say",
     )
-    need(0 <= cfg.off_policy_ratio < 1, "off_policy_ratio", "must be in [0, 1): some of the batch has to be fresh")
+    need(
+        0 <= cfg.off_policy_ratio < 1,
+        "off_policy_ratio",
+        "must be in [0, 1): some of the batch has to be fresh",
+    )
     need(
         P * (1 - Fraction(str(cfg.off_policy_ratio))) >= 1,
         "off_policy_ratio",
@@ -186,26 +204,44 @@ def check_config(cfg: Config) -> None:
         "group_size",
         "GRPO compares the responses of a group: give at least 2",
     )
-    need(cfg.algo == "ppo" or not cfg.vtrace, "vtrace", "is about GAE, which GRPO does not use; leave it out")
-    largest = ((cfg.seed * 100_000 + cfg.steps + 1) * 1_000_000) * cfg.group_size  # of the sampler's seeds (remix.py)
+    need(
+        cfg.algo == "ppo" or not cfg.vtrace,
+        "vtrace",
+        "is about GAE, which GRPO does not use; leave it out",
+    )
+    largest = (
+        (cfg.seed * 100_000 + cfg.steps + 1) * 1_000_000
+    ) * cfg.group_size  # of the sampler's seeds (remix.py)
     need(
         largest < 2**63,
         "seed",
         f"is too large for the sampler's seeds; take one below {2**63 // (10**11 * cfg.group_size)}",
     )
     needs_groups = SIBLINGS.get(cfg.loss) and SIBLINGS[cfg.loss].advantage
-    need(cfg.algo == "grpo" or not needs_groups, "loss", "has an advantage of groups; use it with --algo grpo")
     need(
-        cfg.algo == "grpo" or cfg.replay != "buffer_matters", "replay", "looks at groups of responses; use --algo grpo"
+        cfg.algo == "grpo" or not needs_groups,
+        "loss",
+        "has an advantage of groups; use it with --algo grpo",
+    )
+    need(
+        cfg.algo == "grpo" or cfg.replay != "buffer_matters",
+        "replay",
+        "looks at groups of responses; use --algo grpo",
     )
     if cfg.engine_weight != "off":
         need(cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's log-probs with the sampler's; "
              "add --behaviour_logp trainer")  # fmt: skip
         per_token = cfg.loss == "mix_ppg" or SIBLINGS[cfg.loss].per != "response"
-        need(per_token, "engine_weight", f"weighs tokens, and --loss {cfg.loss} is one term a response; use off")
+        need(
+            per_token,
+            "engine_weight",
+            f"weighs tokens, and --loss {cfg.loss} is one term a response; use off",
+        )
     vllm = cfg.engine == "vllm" or (cfg.engine == "auto" and find_spec("vllm") is not None)
     need(
-        cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed or not chosen; use 1"
+        cfg.tensor_parallel == 1 or vllm,
+        "tensor_parallel",
+        "is for vLLM, which is not installed or not chosen; use 1",
     )
     flash = cfg.dtype == "bfloat16" and is_flash_attn_2_available()
     need(
@@ -214,7 +250,11 @@ def check_config(cfg: Config) -> None:
         "needs a GPU, --dtype bfloat16 and the package flash-attn; use sdpa",
     )
     clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
-    need(cfg.loss in clips or not cfg.geppo_clip, "geppo_clip", f"does nothing with --loss {cfg.loss}; leave it out")
+    need(
+        cfg.loss in clips or not cfg.geppo_clip,
+        "geppo_clip",
+        f"does nothing with --loss {cfg.loss}; leave it out",
+    )
     need(cfg.top_p == 1, "top_p", "training must sample from the full distribution, or every importance ratio is wrong; "
          "use 1 (--eval_top_p is the one for evaluation)")  # fmt: skip
     need(0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]")
@@ -231,7 +271,9 @@ def check_out(cfg: Config) -> None:
     out, new = Path(cfg.out), asdict(cfg)
     if not (out / "config.json").exists():
         if out.exists() and any(out.iterdir()):
-            raise ValueError(f"--out {out}: the folder is not empty and holds no run; name a new one")
+            raise ValueError(
+                f"--out {out}: the folder is not empty and holds no run; name a new one"
+            )
         return
     old = json.loads((out / "config.json").read_text())
     for name in new:

@@ -56,9 +56,15 @@ class Prompt(NamedTuple):
 
 
 PROMPTS = {
-    "r1": Prompt("{problem} Let's think step by step and output the final answer within \\boxed{}.", "r1", think=True),
+    "r1": Prompt(
+        "{problem} Let's think step by step and output the final answer within \\boxed{}.",
+        "r1",
+        think=True,
+    ),
     "qwen": Prompt(
-        "{problem}", "boxed", system="Please reason step by step, and put your final answer within \\boxed{}."
+        "{problem}",
+        "boxed",
+        system="Please reason step by step, and put your final answer within \\boxed{}.",
     ),
     "tinyzero": Prompt(
         "A conversation between User and Assistant. The User poses a problem. The Assistant first reasons about it "
@@ -81,11 +87,19 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {  # in the paper's column order
-    "aime24": Benchmark("AIME24", "HuggingFaceH4/aime_2024", None, "train", "test_aime.json", (30,)),
+    "aime24": Benchmark(
+        "AIME24", "HuggingFaceH4/aime_2024", None, "train", "test_aime.json", (30,)
+    ),
     "amc23": Benchmark("AMC23", "math-ai/amc23", None, "test", "test_amc.json", (40,)),
-    "amc": Benchmark("AMC", "AI-MO/aimo-validation-amc", None, "train", "test_amc.json", (83,)),  # 2022 and 2023
-    "math500": Benchmark("MATH500", "HuggingFaceH4/MATH-500", None, "test", "test_math.json", (500,)),
-    "minerva": Benchmark("Minerva", "math-ai/minervamath", None, "test", "test_minerva.json", (272,)),
+    "amc": Benchmark(
+        "AMC", "AI-MO/aimo-validation-amc", None, "train", "test_amc.json", (83,)
+    ),  # 2022 and 2023
+    "math500": Benchmark(
+        "MATH500", "HuggingFaceH4/MATH-500", None, "test", "test_math.json", (500,)
+    ),
+    "minerva": Benchmark(
+        "Minerva", "math-ai/minervamath", None, "test", "test_minerva.json", (272,)
+    ),
     "olympiadbench": Benchmark(
         "OlympiadBench",
         "Hothan/OlympiadBench",
@@ -106,22 +120,30 @@ def get_prompt(name: str) -> Prompt:
         return PROMPTS[name]
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"--prompt {name}: neither one of {', '.join(PROMPTS)} nor a file; give one of these.")
+        raise ValueError(
+            f"--prompt {name}: neither one of {', '.join(PROMPTS)} nor a file; give one of these."
+        )
     text = path.read_text(encoding="utf-8")
     if "{problem}" not in text:
-        raise ValueError(f"--prompt {name}: the file does not contain {{problem}}; put it where the problem goes.")
+        raise ValueError(
+            f"--prompt {name}: the file does not contain {{problem}}; put it where the problem goes."
+        )
     return Prompt(text, "boxed", chat=False)
 
 
 def render(problem: str, prompt: Prompt, tokenizer) -> str:
     """The prompt as text, special tokens of the chat template included."""
-    text = prompt.template.replace("{problem}", problem)  # not str.format: \boxed{} has braces of its own
+    text = prompt.template.replace(
+        "{problem}", problem
+    )  # not str.format: \boxed{} has braces of its own
     if not prompt.chat:
         return text
     messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     messages.append({"role": "user", "content": text})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if prompt.think:  # some releases of the R1 tokenizers open <think> themselves, older ones do not
+    if (
+        prompt.think
+    ):  # some releases of the R1 tokenizers open <think> themselves, older ones do not
         text = text.rstrip() if text.rstrip().endswith("<think>") else text + "<think>"
         text += "\n"
     return text
@@ -144,19 +166,29 @@ def read_file(path: Path, flag: str = "--data") -> list[dict]:
     import datasets
 
     if not path.is_file():
-        raise ValueError(f"{flag} {path}: there is no such file; give an existing one ({', '.join(SUFFIXES)}).")
+        raise ValueError(
+            f"{flag} {path}: there is no such file; give an existing one ({', '.join(SUFFIXES)})."
+        )
     parquet = path.suffix == ".parquet"
-    read = datasets.Dataset.from_parquet if parquet else datasets.Dataset.from_json  # load_dataset() asks the hub first
+    read = (
+        datasets.Dataset.from_parquet if parquet else datasets.Dataset.from_json
+    )  # load_dataset() asks the hub first
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:  # nothing stale, nothing shared between ranks
             rows = list(read(str(path), cache_dir=cache, keep_in_memory=True))
-    except Exception as error:  # `datasets` raises its own, arrow's and plain ValueErrors for an unreadable file
+    except (
+        Exception
+    ) as error:  # `datasets` raises its own, arrow's and plain ValueErrors for an unreadable file
         if parquet:
-            raise ValueError(f"{flag} {path}: this is no readable Parquet file ({_reason(error)}).") from error
+            raise ValueError(
+                f"{flag} {path}: this is no readable Parquet file ({_reason(error)})."
+            ) from error
         rows = _read_json(path, flag)
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{flag} {path}: expected rows of fields (JSON objects); look at the file.")
+        raise ValueError(
+            f"{flag} {path}: expected rows of fields (JSON objects); look at the file."
+        )
     return rows
 
 
@@ -189,7 +221,9 @@ def read_hub(name: str, config: str | None = None, split: str = "train") -> list
     datasets.disable_progress_bars()
     try:
         return list(datasets.load_dataset(name, config, split=split))
-    except Exception as error:  # not found, not reachable, no such split: one sentence for all of them
+    except (
+        Exception
+    ) as error:  # not found, not reachable, no such split: one sentence for all of them
         raise ValueError(
             f"--data {name}: no local file or folder, and not to be had from the hub ({_reason(error)}); "
             "give a path, or a hub name that this machine can reach."
@@ -204,13 +238,19 @@ def read_benchmark(name: str, data_dir: str | None = None) -> list[dict]:
     else:
         if not Path(data_dir).is_dir():
             raise ValueError(f"--data_dir {data_dir}: there is no such folder.")
-        tries = [Path(data_dir, name + suffix) for suffix in SUFFIXES] + [Path(data_dir, bench.file)]
+        tries = [Path(data_dir, name + suffix) for suffix in SUFFIXES] + [
+            Path(data_dir, bench.file)
+        ]
         where = next((path for path in tries if path.is_file()), None)
         if where is None:
             names = ", ".join(path.name for path in tries)
-            raise ValueError(f"--data_dir {data_dir}: holds no file for {name}; put one of {names} there.")
+            raise ValueError(
+                f"--data_dir {data_dir}: holds no file for {name}; put one of {names} there."
+            )
         rows = read_file(where)
-        if name == "amc23" and len(rows) == 83:  # DeepScaleR's file has both years, the link tells which
+        if (
+            name == "amc23" and len(rows) == 83
+        ):  # DeepScaleR's file has both years, the link tells which
             rows = [row for row in rows if "2023_AMC" in str(row.get("url"))]
     if len(rows) not in bench.sizes:
         sizes = " or ".join(map(str, bench.sizes))
@@ -225,9 +265,9 @@ def read_rows(source: str, split: str = "train", data_dir: str | None = None) ->
     """Rows of any source; `split` matters for `tiny` and hub names."""
     path = Path(source)
     if source == "tiny":
-        import base_model
+        import tiny
 
-        return base_model.embedded_problems(split)
+        return tiny.embedded_problems(split)
     if source in BENCHMARKS:
         return read_benchmark(source, data_dir)
     if path.is_dir():
@@ -238,7 +278,9 @@ def read_rows(source: str, split: str = "train", data_dir: str | None = None) ->
     if path.is_file() or path.suffix in SUFFIXES or source.startswith(("/", ".", "~")):
         return read_file(path.expanduser())
     if "," in source:
-        return [row for part in source.split(",") for row in read_rows(part.strip(), split, data_dir)]
+        return [
+            row for part in source.split(",") for row in read_rows(part.strip(), split, data_dir)
+        ]
     return read_hub(source, split=split)
 
 
@@ -254,20 +296,32 @@ def get_field(row: dict, field: str) -> Any:
     return row
 
 
-def find_field(rows: list[dict], usual: Iterable[str], given: str | None, flag: str, source: str) -> str:
+def find_field(
+    rows: list[dict], usual: Iterable[str], given: str | None, flag: str, source: str
+) -> str:
     for field in [given] if given else usual:
         if any(get_field(row, field) is not None for row in rows):
             return field
     present = ", ".join(sorted({name for row in rows[:1000] for name in row}))
-    missing = f"no row has the field {given!r}" if given else f"none of the usual fields ({', '.join(usual)}) is there"
-    raise ValueError(f"{flag} {given or ''}".rstrip() + f": {missing} in {source}; name one of: {present}.")
+    missing = (
+        f"no row has the field {given!r}"
+        if given
+        else f"none of the usual fields ({', '.join(usual)}) is there"
+    )
+    raise ValueError(
+        f"{flag} {given or ''}".rstrip() + f": {missing} in {source}; name one of: {present}."
+    )
 
 
 def get_problem(row: dict, field: str) -> str | None:
     """Problem text; of a list of chat messages it is what the user says last."""
     value = get_field(row, field)
     if isinstance(value, list):
-        said = [turn.get("content") for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
+        said = [
+            turn.get("content")
+            for turn in value
+            if isinstance(turn, dict) and turn.get("role") == "user"
+        ]
         value = said[-1] if said else None
     return value.strip() or None if isinstance(value, str) else None
 
@@ -275,7 +329,9 @@ def get_problem(row: dict, field: str) -> str | None:
 def get_gold(row: dict, field: str) -> str | Gold | None:
     """Gold answer; a list holds alternatives. OlympiadBench's unit, error tolerance and "several values" are kept."""
     value = get_field(row, field)
-    answers = [_answer_text(v, field) for v in (value if isinstance(value, (list, tuple)) else [value])]
+    answers = [
+        _answer_text(v, field) for v in (value if isinstance(value, (list, tuple)) else [value])
+    ]
     answers = list(dict.fromkeys(a for a in answers if a))
     if not answers:
         return None
@@ -290,7 +346,9 @@ def _answer_text(value: Any, field: str) -> str | None:
     if value is None or isinstance(value, (bool, dict)):
         return None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # AMC's 8178.0 is the integer: as a decimal it would be graded with a tolerance
+        value = int(
+            value
+        )  # AMC's 8178.0 is the integer: as a decimal it would be graded with a tolerance
     text = str(value).strip()
     if field in SOLUTION_FIELDS:
         if "####" in text:
@@ -329,11 +387,15 @@ def load_problems(
     if not rows:
         raise ValueError(f"--data {source}: holds no rows; give a source with problems.")
     problem_field = find_field(rows, PROBLEM_FIELDS, problem_field, "--problem_field", source)
-    answer_field = find_field(rows, (*ANSWER_FIELDS, "solution"), answer_field, "--answer_field", source)
+    answer_field = find_field(
+        rows, (*ANSWER_FIELDS, "solution"), answer_field, "--answer_field", source
+    )
 
     problems: list[Problem] = []
     counts = dict.fromkeys(("rows", "no_answer", "unparsable", "too_long", "kept"), 0)
-    parsable: dict[str | Gold, bool] = {}  # golds repeat a lot, and reading one can take a millisecond
+    parsable: dict[
+        str | Gold, bool
+    ] = {}  # golds repeat a lot, and reading one can take a millisecond
     for row_id, row in enumerate(rows):
         if limit is not None and len(problems) == limit:
             break
@@ -381,29 +443,58 @@ def check_golds(data_dir: str | None) -> bool:
             golds = list(dict.fromkeys(problem.gold for problem in problems))
             texts = [list(g.answers) if isinstance(g, Gold) else [g] for g in golds]
             own = [(t, g) for ts, g in zip(texts, golds, strict=True) for t in ts]
-            other = [(ts[0], g) for ts in texts for gs, g in zip(texts, golds, strict=True) if ts[0] not in gs]
-            right = grader.score([f"\\boxed{{{t}}}" for t, _ in own], [g for _, g in own], "boxed").rewards
-            match = grader.score([f"\\boxed{{{t}}}" for t, _ in other], [g for _, g in other], "boxed").rewards
+            other = [
+                (ts[0], g)
+                for ts in texts
+                for gs, g in zip(texts, golds, strict=True)
+                if ts[0] not in gs
+            ]
+            right = grader.score(
+                [f"\\boxed{{{t}}}" for t, _ in own], [g for _, g in own], "boxed"
+            ).rewards
+            match = grader.score(
+                [f"\\boxed{{{t}}}" for t, _ in other], [g for _, g in other], "boxed"
+            ).rewards
             wrong = [pair for pair, r in zip(own, right, strict=True) if not r]
             matches = [pair for pair, r in zip(other, match, strict=True) if r]
             ok = ok and not wrong and counts["kept"] == counts["rows"]
-            print(f"{name}: {describe(counts)}; {len(own) - len(wrong)} of {len(own)} golds right against themselves;")
+            print(
+                f"{name}: {describe(counts)}; {len(own) - len(wrong)} of {len(own)} golds right against themselves;"
+            )
             print(f"    {len(matches)} matches among {len(other)} pairs of different golds")
             for label, pairs in (("WRONG AGAINST ITSELF", wrong), ("match", matches)):
                 for text, gold in pairs:
-                    print(f"    {label}: {text!r} for {tuple(gold) if isinstance(gold, Gold) else gold!r}")
+                    print(
+                        f"    {label}: {text!r} for {tuple(gold) if isinstance(gold, Gold) else gold!r}"
+                    )
     return ok
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at a data source, or check the benchmarks' gold answers.")
-    parser.add_argument("--check", metavar="DIR", help="folder with the benchmarks' files, or 'hub'")
-    parser.add_argument("--data", default="tiny", help="source: tiny, a benchmark, a hub name, a file or a folder")
-    parser.add_argument("--model", help="model whose tokenizer encodes the prompts (folder or hub name)")
-    parser.add_argument("--prompt", default="r1", help=f"{' | '.join(PROMPTS)} | FILE with {{problem}}")
-    parser.add_argument("--max_prompt_tokens", type=int, default=766, help="longer prompts are dropped [tokens]")
-    parser.add_argument("--problem_field", help="name of the field with the problem; found if not given")
-    parser.add_argument("--answer_field", help="name of the field with the gold answer; found if not given")
+    parser = argparse.ArgumentParser(
+        description="Look at a data source, or check the benchmarks' gold answers."
+    )
+    parser.add_argument(
+        "--check", metavar="DIR", help="folder with the benchmarks' files, or 'hub'"
+    )
+    parser.add_argument(
+        "--data", default="tiny", help="source: tiny, a benchmark, a hub name, a file or a folder"
+    )
+    parser.add_argument(
+        "--model", help="model whose tokenizer encodes the prompts (folder or hub name)"
+    )
+    parser.add_argument(
+        "--prompt", default="r1", help=f"{' | '.join(PROMPTS)} | FILE with {{problem}}"
+    )
+    parser.add_argument(
+        "--max_prompt_tokens", type=int, default=766, help="longer prompts are dropped [tokens]"
+    )
+    parser.add_argument(
+        "--problem_field", help="name of the field with the problem; found if not given"
+    )
+    parser.add_argument(
+        "--answer_field", help="name of the field with the gold answer; found if not given"
+    )
     parser.add_argument("--split", default="train")
     args = parser.parse_args()
     try:

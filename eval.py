@@ -73,7 +73,9 @@ REFLECTION_PHRASES = (
 )
 _REFLECTION = re.compile(
     r"\b(?:"
-    + "|".join(re.escape(p).replace(r"\-", "[- ]").replace(r"\ ", r"\s+") for p in REFLECTION_PHRASES)
+    + "|".join(
+        re.escape(p).replace(r"\-", "[- ]").replace(r"\ ", r"\s+") for p in REFLECTION_PHRASES
+    )
     + r")\b",
     re.IGNORECASE,
 )
@@ -116,7 +118,11 @@ def reflection_rate(texts: list[str]) -> float:
 
 def _merge_votes(record: dict, grader) -> list[int]:
     """Votes of each wrong answer, answers that are equal as mathematics counted together."""
-    votes = Counter(a for a, r in zip(record["answers"], record["rewards"], strict=True) if a is not None and not r)
+    votes = Counter(
+        a
+        for a, r in zip(record["answers"], record["rewards"], strict=True)
+        if a is not None and not r
+    )
     right = sum(r > 0 for r in record["rewards"])
     # Only a wrong answer that could outvote the right one matters: most problems need no comparison at all.
     if right == 0 or sum(votes.values()) < right or len(votes) < 2 or max(votes.values()) > right:
@@ -124,7 +130,9 @@ def _merge_votes(record: dict, grader) -> list[int]:
     texts = list(votes)
     pairs = [(a, b) for i, a in enumerate(texts) for b in texts[:i]]
     # Both sides are model text, so this goes through the grader's killable workers too.
-    same = grader.score([f"\\boxed{{{a}}}" for a, _ in pairs], [b for _, b in pairs], "boxed").rewards
+    same = grader.score(
+        [f"\\boxed{{{a}}}" for a, _ in pairs], [b for _, b in pairs], "boxed"
+    ).rewards
     group = {text: text for text in texts}
     for (a, b), equal in zip(pairs, same, strict=True):
         if equal:
@@ -140,7 +148,10 @@ def _merge_votes(record: dict, grader) -> list[int]:
 
 def decode(tokenizer, tokens: list[int]) -> str:
     """Text of a response without its final eos. Special tokens are kept: some tokenizers count </think> among them."""
-    if tokens and tokens[-1] in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # Qwen's second eos is its pad
+    if tokens and tokens[-1] in (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    ):  # Qwen's second eos is its pad
         tokens = tokens[:-1]
     return tokenizer.decode(tokens, skip_special_tokens=False)
 
@@ -148,7 +159,9 @@ def decode(tokenizer, tokens: list[int]) -> str:
 def grade(problems: list[Problem], responses: list[list[str]], grader, format: str) -> list[dict]:
     """One record a problem from its responses: {"id", "responses", "rewards", "answers"}."""
     flat = [text for texts in responses for text in texts]
-    golds = [problem.gold for problem, texts in zip(problems, responses, strict=True) for _ in texts]
+    golds = [
+        problem.gold for problem, texts in zip(problems, responses, strict=True) for _ in texts
+    ]
     scores = grader.score(flat, golds, format)
     if scores.kills or scores.unparsable:
         print(
@@ -188,10 +201,14 @@ def sample(
 
     The seed of a problem depends on its id alone, so chunks, their order and a restart do not change its samples.
     """
-    seeds = [(seed * 1_000_003 + problem.id) * n for problem in problems]  # n apart: sample j uses seed + j
+    seeds = [
+        (seed * 1_000_003 + problem.id) * n for problem in problems
+    ]  # n apart: sample j uses seed + j
     how = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     groups = engine.generate([problem.prompt_ids for problem in problems], n, seeds=seeds, **how)
-    records = grade(problems, [[decode(tokenizer, s.tokens) for s in group] for group in groups], grader, format)
+    records = grade(
+        problems, [[decode(tokenizer, s.tokens) for s in group] for group in groups], grader, format
+    )
     for record, group in zip(records, groups, strict=True):
         record["lengths"] = [len(s.tokens) for s in group]
         record["finished"] = [bool(s.finished) for s in group]
@@ -207,14 +224,22 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     counts = [(len(r["rewards"]), sum(x > 0 for x in r["rewards"])) for r in records]
     n = min(count for count, _ in counts)
     rates = [right / count for count, right in counts]
-    metrics = {"problems": len(records), "n": n, "pass@1": fmean(rates), "pass@1_ci": interval(rates)}
+    metrics = {
+        "problems": len(records),
+        "n": n,
+        "pass@1": fmean(rates),
+        "pass@1_ci": interval(rates),
+    }
     k = 2
     while k <= n:
         values = [pass_at_k(count, right, k) for count, right in counts]
         metrics[f"pass@{k}"], metrics[f"pass@{k}_ci"] = fmean(values), interval(values)
         k *= 2
     if n > 1:
-        votes = [majority(right, _merge_votes(r, grader)) for (_, right), r in zip(counts, records, strict=True)]
+        votes = [
+            majority(right, _merge_votes(r, grader))
+            for (_, right), r in zip(counts, records, strict=True)
+        ]
         metrics[f"maj@{n}"], metrics[f"maj@{n}_ci"] = fmean(votes), interval(votes)
     if all("lengths" in r for r in records):
         metrics["response_length"] = fmean(x for r in records for x in r["lengths"])
@@ -238,7 +263,13 @@ def evaluate(
     seed=0,
 ) -> tuple[dict[str, float], list[dict]]:
     """Sample n responses a problem, grade them, and return (metrics of `summarize`, records of `sample`)."""
-    options = {"n": n, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    options = {
+        "n": n,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
     records = sample(engine, tokenizer, problems, grader, format, **options)
     return summarize(records, grader), records
 
@@ -252,9 +283,13 @@ class BadInput(ValueError):
 
 def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
     """Problems by set name, in the paper's column order; prints what was found."""
-    names = [args.data] if Path(args.data).exists() else [name.strip() for name in args.data.split(",")]
+    names = (
+        [args.data] if Path(args.data).exists() else [name.strip() for name in args.data.split(",")]
+    )
     order = list(data.BENCHMARKS)
-    names = sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in order else len(order))
+    names = sorted(
+        dict.fromkeys(names), key=lambda name: order.index(name) if name in order else len(order)
+    )
     sets = {}
     for name in names:
         try:
@@ -279,7 +314,9 @@ def load_tokenizer(model: str):
         )
     try:
         config = AutoConfig.from_pretrained(model)
-        return AutoTokenizer.from_pretrained(model), getattr(config, "max_position_embeddings", None)
+        return AutoTokenizer.from_pretrained(model), getattr(
+            config, "max_position_embeddings", None
+        )
     except Exception as error:  # transformers raises many kinds; the user needs the sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
@@ -293,7 +330,9 @@ def resolved_config(args, sets: dict[str, list[Problem]], format: str) -> dict:
     config = {name: getattr(args, name) for name in names.split()} | {"format": format}
     digest = hashlib.sha256()
     for name, problems in sets.items():
-        digest.update(repr((name, [(p.id, p.problem, p.gold, p.prompt_ids) for p in problems])).encode())
+        digest.update(
+            repr((name, [(p.id, p.problem, p.gold, p.prompt_ids) for p in problems])).encode()
+        )
     config["problems_sha256"] = digest.hexdigest()[:16]
     weights = sorted(Path(args.model).glob("*.safetensors")) if args.model else []
     config["weights_modified_ns"] = max((file.stat().st_mtime_ns for file in weights), default=None)
@@ -308,7 +347,9 @@ def check_same_config(old: dict, new: dict, out: Path) -> None:
     for key, value in new.items():
         if old.get(key) != value:
             flag = where.get(key, f"--{key} (there {old.get(key)}, now {value})")
-            raise BadInput(f"--out {out}: holds an evaluation that differs in {flag}; give another --out or delete it.")
+            raise BadInput(
+                f"--out {out}: holds an evaluation that differs in {flag}; give another --out or delete it."
+            )
 
 
 def read_partial(path: Path, config: dict, out: Path) -> list[dict]:
@@ -333,7 +374,9 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def run_model(args, sets, tokenizer, context: int | None, grader, format: str, config: dict, out: Path) -> list[dict]:
+def run_model(
+    args, sets, tokenizer, context: int | None, grader, format: str, config: dict, out: Path
+) -> list[dict]:
     """Sample and grade what OUT.samples.jsonl does not hold yet, chunk by chunk; all records, each with its "set".
     The ranks of torchrun share each chunk, and rank 0 writes: the file is the same with any number of them."""
     rank, world = ranks()
@@ -344,9 +387,13 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
     partial = out.with_suffix(".samples.jsonl")
     records = read_partial(partial, config, out)
     done = {(record["set"], record["id"]) for record in records}
-    missing = [(name, p) for name, problems in sets.items() for p in problems if (name, p.id) not in done]
+    missing = [
+        (name, p) for name, problems in sets.items() for p in problems if (name, p.id) not in done
+    ]
     if done:
-        print(f"{partial} holds {len(done)} problems already: continuing with the other {len(missing)}")
+        print(
+            f"{partial} holds {len(done)} problems already: continuing with the other {len(missing)}"
+        )
     room = math.inf if context is None else context - args.max_tokens
     todo = [(name, p) for name, p in missing if len(p.prompt_ids) <= room]
     lost = [(name, p) for name, p in missing if len(p.prompt_ids) > room]
@@ -361,7 +408,9 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
         torch.distributed.barrier()  # all have read the file before rank 0 goes on with it
     with (
         partial.open("a", encoding="utf-8") as file,
-        tqdm(total=len(done) + len(missing), initial=len(done), unit="problem", disable=quiet) as bar,
+        tqdm(
+            total=len(done) + len(missing), initial=len(done), unit="problem", disable=quiet
+        ) as bar,
     ):
         if rank == 0 and file.tell() == 0:
             file.write(json.dumps({"config": config}) + "\n")
@@ -375,8 +424,16 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
             os.fsync(file.fileno())
             bar.update(len(new))
 
-        none = {"responses": [""] * n, "rewards": [0.0] * n, "answers": [None] * n, "lengths": [0] * n}
-        keep([name for name, _ in lost], [{"id": p.id, **none, "finished": [False] * n} for _, p in lost])
+        none = {
+            "responses": [""] * n,
+            "rewards": [0.0] * n,
+            "answers": [None] * n,
+            "lengths": [0] * n,
+        }
+        keep(
+            [name for name, _ in lost],
+            [{"id": p.id, **none, "finished": [False] * n} for _, p in lost],
+        )
         if todo:
             import rollout  # torch and vLLM: not before there is something to sample
 
@@ -385,27 +442,40 @@ def run_model(args, sets, tokenizer, context: int | None, grader, format: str, c
             how = {"dtype": args.dtype, "gpu_memory": 0.9, "tensor_parallel": args.tensor_parallel}
             engine = rollout.make_engine(args.engine, args.model, **limits, **how)
             number, engines = rank // args.tensor_parallel, world // args.tensor_parallel
-            options = {key: getattr(args, key) for key in ("n", "temperature", "top_p", "max_tokens", "seed")}
+            options = {
+                key: getattr(args, key)
+                for key in ("n", "temperature", "top_p", "max_tokens", "seed")
+            }
             size = args.chunk * engines
             for start in range(0, len(todo), size):
                 owners, problems = zip(*todo[start : start + size], strict=True)
                 bar.set_description(owners[0])
-                new = sample(engine, tokenizer, problems[number::engines], grader, format, **options)
-                if world > 1:  # the ranks of an engine all have its samples: the first hands them on
+                new = sample(
+                    engine, tokenizer, problems[number::engines], grader, format, **options
+                )
+                if (
+                    world > 1
+                ):  # the ranks of an engine all have its samples: the first hands them on
                     first = rank % args.tensor_parallel == 0
-                    new = gather_in_order([(number + i * engines, r) for i, r in enumerate(new)] if first else [])
+                    new = gather_in_order(
+                        [(number + i * engines, r) for i, r in enumerate(new)] if first else []
+                    )
                 keep(owners, new)
             engine.close()
     return records
 
 
-def grade_samples(args, sets: dict[str, list[Problem]], tokenizer, grader, format: str) -> list[dict]:
+def grade_samples(
+    args, sets: dict[str, list[Problem]], tokenizer, grader, format: str
+) -> list[dict]:
     """Records from --samples. A row has "response" or "responses", and "problem" (its text) or "id" (row number in the
     data; with several sets also "set", the set's name). Several rows of one problem add up. Lengths need --model."""
     by_text: dict[str, list[tuple]] = {}
     for name, problems in sets.items():
         for p in problems:
-            by_text.setdefault(p.problem, []).append((name, p.id))  # amc holds amc23: a text may be in two sets
+            by_text.setdefault(p.problem, []).append(
+                (name, p.id)
+            )  # amc holds amc23: a text may be in two sets
     texts: dict[tuple, list[str]] = {key: [] for keys in by_text.values() for key in keys}
     finished: dict[tuple, list[bool]] = {key: [] for key in texts}
     try:
@@ -419,11 +489,15 @@ def grade_samples(args, sets: dict[str, list[Problem]], tokenizer, grader, forma
         new = row.get("responses") if row.get("responses") is not None else row.get("response")
         new = [new] if isinstance(new, str) else new
         if not isinstance(new, list) or not all(isinstance(text, str) for text in new):
-            raise BadInput(f'--samples {args.samples}: row {number} has no text in "response" or "responses".')
+            raise BadInput(
+                f'--samples {args.samples}: row {number} has no text in "response" or "responses".'
+            )
         if row.get("problem") is not None:
             keys = by_text.get(str(row["problem"]).strip(), [])
         elif row.get("id") is not None and (row.get("set") is not None or len(sets) == 1):
-            keys = [key for key in [(row.get("set") or next(iter(sets)), row["id"])] if key in texts]
+            keys = [
+                key for key in [(row.get("set") or next(iter(sets)), row["id"])] if key in texts
+            ]
         else:
             raise BadInput(
                 f'--samples {args.samples}: row {number} does not say its problem; give "problem" (the text) or "id" '
@@ -434,7 +508,9 @@ def grade_samples(args, sets: dict[str, list[Problem]], tokenizer, grader, forma
             texts[key] += new
             finished[key] += row.get("finished") or []
     if strangers:
-        print(f"warning: {strangers} rows of --samples {args.samples} belong to no problem of --data and are left out")
+        print(
+            f"warning: {strangers} rows of --samples {args.samples} belong to no problem of --data and are left out"
+        )
     missing = [key for key, responses in texts.items() if not responses]
     if missing:
         name, row_id = missing[0]
@@ -457,8 +533,12 @@ def grade_samples(args, sets: dict[str, list[Problem]], tokenizer, grader, forma
 
 def average(sets: dict[str, dict]) -> dict[str, float]:
     """Plain mean over the sets of what all of them have; intervals of independent sets add in quadrature."""
-    shared = [key for key in next(iter(sets.values())) if all(key in metrics for metrics in sets.values())]
-    mean = {key: fmean(m[key] for m in sets.values()) for key in shared if key not in ("problems", "n")}
+    shared = [
+        key for key in next(iter(sets.values())) if all(key in metrics for metrics in sets.values())
+    ]
+    mean = {
+        key: fmean(m[key] for m in sets.values()) for key in shared if key not in ("problems", "n")
+    }
     for key in [key for key in mean if key.endswith("_ci")]:
         mean[key] = math.sqrt(sum(m[key] ** 2 for m in sets.values())) / len(sets)
     return mean | {"problems": sum(m["problems"] for m in sets.values())}
@@ -466,17 +546,27 @@ def average(sets: dict[str, dict]) -> dict[str, float]:
 
 def table(sets: dict[str, dict]) -> str:
     """Markdown: one column a set and their average; rates in percent with two decimals, as the paper prints them."""
-    columns = {data.BENCHMARKS[name].title if name in data.BENCHMARKS else name: m for name, m in sets.items()}
+    columns = {
+        data.BENCHMARKS[name].title if name in data.BENCHMARKS else name: m
+        for name, m in sets.items()
+    }
     if len(columns) > 1:
         columns["Avg."] = average(sets)
-    names = {"response_length": "length [tokens]", "truncation_rate": "truncated", "reflection_rate": "reflection"}
+    names = {
+        "response_length": "length [tokens]",
+        "truncation_rate": "truncated",
+        "reflection_rate": "reflection",
+    }
     rows = [["", *columns]]
     for key in dict.fromkeys(key for metrics in columns.values() for key in metrics):
         values = [m.get(key, math.nan) for m in columns.values()]
         if key in ("problems", "n", "response_length"):
             name, cells = names.get(key, key), [f"{v:.0f}" for v in values]
         elif key.endswith("_ci"):  # 0: all problems went alike, which gives no interval
-            name, cells = f"± 95 % of {key[:-3]}", [f"{100 * v:.2f}" if v else "nan" for v in values]
+            name, cells = (
+                f"± 95 % of {key[:-3]}",
+                [f"{100 * v:.2f}" if v else "nan" for v in values],
+            )
         else:
             name, cells = f"{names.get(key, key)} [%]", [f"{100 * v:.2f}" for v in values]
         rows.append([name, *(cell.replace("nan", "–") for cell in cells)])
@@ -484,7 +574,10 @@ def table(sets: dict[str, dict]) -> str:
     lines = []
     for row in rows:
         lines.append(
-            " | ".join(f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            " | ".join(
+                f"{c:>{w}}" if i else f"{c:<{w}}"
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
         )
     rule = "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths))
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
@@ -521,13 +614,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check_args(args) -> None:
     """Fill in defaults that depend on other flags; BadInput for values that make no sense."""
     if not args.model and not args.samples:
-        raise BadInput("--model: not given; name a model folder or hub name, or responses with --samples FILE.")
-    for flag, low in (("n", 1), ("max_tokens", 1), ("limit", 1), ("chunk", 1), ("workers", 1), ("seed", 0)):
+        raise BadInput(
+            "--model: not given; name a model folder or hub name, or responses with --samples FILE."
+        )
+    for flag, low in (
+        ("n", 1),
+        ("max_tokens", 1),
+        ("limit", 1),
+        ("chunk", 1),
+        ("workers", 1),
+        ("seed", 0),
+    ):
         value = getattr(args, flag)
         if value is not None and value < low:
             raise BadInput(f"--{flag} {value}: must be at least {low}.")
     if (args.seed + 1) * 1_000_003 * args.n >= 2**63:
-        raise BadInput(f"--seed {args.seed}: is too large for the sampler's seeds; take one below a billion.")
+        raise BadInput(
+            f"--seed {args.seed}: is too large for the sampler's seeds; take one below a billion."
+        )
     if args.temperature < 0 or not 0 < args.top_p <= 1:
         raise BadInput(
             f"--temperature {args.temperature} --top_p {args.top_p}: need temperature >= 0 and 0 < top_p <= 1."
@@ -542,13 +646,17 @@ def check_args(args) -> None:
             f"--tensor_parallel {args.tensor_parallel}: does not divide the {world} ranks; start as many with torchrun."
         )
     if args.tensor_parallel > 1 and args.engine == "hf":
-        raise BadInput(f"--tensor_parallel {args.tensor_parallel}: is for vLLM; leave it out with --engine hf.")
+        raise BadInput(
+            f"--tensor_parallel {args.tensor_parallel}: is for vLLM; leave it out with --engine hf."
+        )
     if args.samples and not Path(args.samples).is_file():
         raise BadInput(f"--samples {args.samples}: there is no such file.")
     if args.prompt is None:
         args.prompt = "plain" if args.data == "tiny" else "r1"
     if args.out is None:
-        args.out = "eval-" + re.sub(r"[^\w.-]+", "-", (args.samples or args.model)).strip("-.") + ".json"
+        args.out = (
+            "eval-" + re.sub(r"[^\w.-]+", "-", (args.samples or args.model)).strip("-.") + ".json"
+        )
     if not args.out.endswith(".json"):
         raise BadInput(f"--out {args.out}: must end in .json.")
 
@@ -566,17 +674,17 @@ def run(args) -> dict:
         if rank:
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     if (args.model or "").split(":")[0] == "tiny":
-        import base_model
+        import tiny
 
         try:
-            settings = base_model.named(args.model)
+            settings = tiny.named(args.model)
         except ValueError as error:
             raise BadInput(str(error)) from None
         if rank == 0:
-            base_model.make_base_model(settings=settings)
+            tiny.make_base_model(settings=settings)
         if world > 1:
             torch.distributed.barrier()
-        args.model = os.path.relpath(base_model.make_base_model(settings=settings, quiet=True))
+        args.model = os.path.relpath(tiny.make_base_model(settings=settings, quiet=True))
     if args.model:
         tokenizer, context = load_tokenizer(args.model)
     sets = load_sets(args, None if args.samples else tokenizer)
@@ -585,7 +693,9 @@ def run(args) -> dict:
         if args.max_tokens is None:
             args.max_tokens = min(8192, context // 2) if context else 8192
         if context is not None and args.max_tokens >= context:
-            raise BadInput(f"--max_tokens {args.max_tokens}: the model's whole context is {context} tokens; give less.")
+            raise BadInput(
+                f"--max_tokens {args.max_tokens}: the model's whole context is {context} tokens; give less."
+            )
         if args.dtype is None:
             import torch
 
@@ -595,7 +705,9 @@ def run(args) -> dict:
         try:
             old = json.loads(out.read_text())["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"--out {out}: exists and is no result of this program; give another --out.") from error
+            raise BadInput(
+                f"--out {out}: exists and is no result of this program; give another --out."
+            ) from error
         check_same_config(old, config, out)
     with reward.Grader(workers=args.workers) as grader:
         if args.samples:
@@ -606,9 +718,13 @@ def run(args) -> dict:
             torch.distributed.destroy_process_group()
         if rank:
             return {}
-        metrics = {name: summarize([r for r in records if r["set"] == name], grader) for name in sets}
+        metrics = {
+            name: summarize([r for r in records if r["set"] == name], grader) for name in sets
+        }
     print("\n" + table(metrics))
-    result = {"config": config, "sets": metrics} | ({"average": average(metrics)} if len(sets) > 1 else {})
+    result = {"config": config, "sets": metrics} | (
+        {"average": average(metrics)} if len(sets) > 1 else {}
+    )
     result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # nan is no JSON
     partial = out.with_suffix(".tmp")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,9 @@ from torch import Tensor
 # ------------------------------------------------------------------------------------------------ policy loss
 
 
-def mix_ppg(logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
+def mix_ppg(
+    logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float
+) -> Tensor:
     """Mix-policy proximal policy gradient; GePPO's objective (Queeney et al. 2021). (B, T) each -> (B, T), nats.
 
     The clip band sits around c = pi_k / pi_b, so the trust region is around the current policy pi_k, whichever
@@ -65,21 +67,29 @@ def kl(logp: Tensor, logp_ref: Tensor, estimator: str = "k3") -> Tensor:
     raise ValueError(f"kl_estimator must be k1, k2, k3 or exact, not {estimator!r}")
 
 
-def kl_convex_lambda(step: int, start: int = 50, every: int = 10, drop: float = 0.1, floor: float = 0.5) -> float:
+def kl_convex_lambda(
+    step: int, start: int = 50, every: int = 10, drop: float = 0.1, floor: float = 0.5
+) -> float:
     """lambda(t) = max(1 - 0.1 ceil(max(t - 50, 0) / 10), 0.5): 1 up to t = 50, then 0.1 less every 10 steps, at
     least 0.5. t counts training steps from 1 and is not reset by reincarnation."""
     drops = -(-max(step - start, 0) // every)  # ceil in integers
-    return max(round(1 - drop * drops, 12), floor)  # rounded: 1 - 0.1 * 3 is not 0.7 in floating point
+    return max(
+        round(1 - drop * drops, 12), floor
+    )  # rounded: 1 - 0.1 * 3 is not 0.7 in floating point
 
 
-def kl_convex(logp: Tensor, logp_base: Tensor, logp_prev: Tensor | None, lam: float, estimator: str = "k3") -> Tensor:
+def kl_convex(
+    logp: Tensor, logp_base: Tensor, logp_prev: Tensor | None, lam: float, estimator: str = "k3"
+) -> Tensor:
     """lambda KL(pi_theta || pi_base) + (1 - lambda) KL(pi_theta || pi_{k-1}), per token (B, T).
 
     While lambda = 1 the second term is absent and logp_prev may be None: its forward pass is never needed.
     """
     if lam == 1:
         return kl(logp, logp_base, estimator)
-    return lam * kl(logp, logp_base, estimator) + (1 - lam) * kl(logp, logp_prev, estimator)  # L_KLC
+    return lam * kl(logp, logp_base, estimator) + (1 - lam) * kl(
+        logp, logp_prev, estimator
+    )  # L_KLC
 
 
 # ------------------------------------------------------------------------------------------------ entropy, value
@@ -102,7 +112,12 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, trace: Tensor | None = None
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float,
+    lam: float,
+    trace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016) -> (advantages, returns), (B, T) each.
 
@@ -125,7 +140,9 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """GRPO (Shao et al. 2024): (reward - mean) / (std + 1e-6) within each group of responses to one prompt.
     rewards (B,), the groups consecutive -> (B,). All equal rewards give 0. ValueError when the sizes do not fit."""
     if group_size < 2 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)")
+        raise ValueError(
+            f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)"
+        )
     groups = rewards.view(-1, group_size)
     return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).view(-1)
 
@@ -159,8 +176,17 @@ def ratio_sums(
     log_ratio = ((logp - logp_b) * mask).double()
     ratio, centre = torch.exp(log_ratio), torch.exp(((logp_k - logp_b) * mask).double())
     # clipped: the min takes the clipped branch, so the token has no gradient (beyond the band, on A's side of it)
-    clipped = torch.where(advantages > 0, ratio > centre + clip_eps, (ratio < centre - clip_eps) & (advantages < 0))
-    per_token = [torch.ones_like(ratio), ratio, ratio**2, log_ratio**2, clipped.double(), (ratio - centre).abs()]
+    clipped = torch.where(
+        advantages > 0, ratio > centre + clip_eps, (ratio < centre - clip_eps) & (advantages < 0)
+    )
+    per_token = [
+        torch.ones_like(ratio),
+        ratio,
+        ratio**2,
+        log_ratio**2,
+        clipped.double(),
+        (ratio - centre).abs(),
+    ]
     return torch.stack([(x * mask).sum(-1) for x in per_token], -1)
 
 
@@ -168,8 +194,12 @@ def ratio_sums(
 def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
     """Where in the response the ratio grows (the paper's whipping effect): (B, T) each -> (4, 2) float64, for each
     quarter of the responses its tokens and the sum of r = pi_theta / pi_b over them."""
-    place = 4 * (mask.cumsum(-1) - 1) / mask.sum(-1, keepdim=True).clamp(min=1)  # 0 <= place < 4 on response tokens
-    at = torch.stack([(place.floor() == quarter) * mask for quarter in range(4)]).double()  # (4, B, T)
+    place = (
+        4 * (mask.cumsum(-1) - 1) / mask.sum(-1, keepdim=True).clamp(min=1)
+    )  # 0 <= place < 4 on response tokens
+    at = torch.stack(
+        [(place.floor() == quarter) * mask for quarter in range(4)]
+    ).double()  # (4, B, T)
     ratio = torch.exp(((logp - logp_b) * mask).double())
     return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
 
@@ -180,5 +210,9 @@ def ratio_diagnostics(sums: Tensor) -> dict[str, float]:
     pi_theta and pi_k that the clip bounds (GePPO). ess: (sum r)^2 / (n sum r^2), effective share of the samples."""
     n, r, r2, log_r2, clipped, moved = sums.tolist()
     return dict(
-        ratio_mean=r / n, log_ratio_sq=log_r2 / n, clip_fraction=clipped / n, tv=moved / (2 * n), ess=r * r / (n * r2)
+        ratio_mean=r / n,
+        log_ratio_sq=log_r2 / n,
+        clip_fraction=clipped / n,
+        tv=moved / (2 * n),
+        ess=r * r / (n * r2),
     )

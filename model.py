@@ -32,7 +32,9 @@ def init_distributed() -> tuple[int, int, str]:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Rank 0 alone reads and writes whole models, the others wait; a rank that dies is torchrun's to notice, not a timeout's
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo", timeout=timedelta(hours=2))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo", timeout=timedelta(hours=2)
+    )
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -50,8 +52,12 @@ def gather_in_order(items: list[tuple]) -> list:
     return [item for _, item in sorted(gather(items), key=lambda pair: pair[0])]
 
 
-LOGITS_PER_CHUNK = 2**27  # held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB in float32
-LOGITS_PER_PART = 2**18  # in float32 math at a time: 1 MiB, so its temporaries stay in a CPU's cache
+LOGITS_PER_CHUNK = (
+    2**27
+)  # held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB in float32
+LOGITS_PER_PART = (
+    2**18
+)  # in float32 math at a time: 1 MiB, so its temporaries stay in a CPU's cache
 LOGITS_PER_PART_GPU = 2**25  # 128 MiB: few launches
 
 
@@ -78,18 +84,29 @@ class TokenTerms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, weight, bias, labels, temperature: float, references: tuple[Reference, ...] = ()):
+    def forward(
+        ctx, rows, weight, bias, labels, temperature: float, references: tuple[Reference, ...] = ()
+    ):
         heads = [(rows, weight, bias), *(reference[1:] for reference in references)]
         chunk = min(max(1, LOGITS_PER_CHUNK // (len(weight) * len(heads))), max(1, len(rows)))
         ctx.part = max(1, (LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART) // len(weight))
-        ctx.temperature, ctx.heads, ctx.shares = temperature, heads[1:], [reference.share for reference in references]
+        ctx.temperature, ctx.heads, ctx.shares = (
+            temperature,
+            heads[1:],
+            [reference.share for reference in references],
+        )
         ctx.chunk, ctx.buffers = chunk, [rows.new_empty(chunk, len(weight)) for _ in heads]
         exact = torch.promote_types(rows.dtype, torch.float32)
         logp, H, KL = rows.new_zeros(3, len(rows), dtype=exact)
         for start in range(0, len(rows), chunk):
             at = slice(start, start + chunk)
-            logits = [head_logits(r[at], w, b, buffer) for (r, w, b), buffer in zip(heads, ctx.buffers, strict=True)]
-            for z, *others, y, logp_y, h, kl in parts(ctx.part, *logits, labels[at], logp[at], H[at], KL[at]):
+            logits = [
+                head_logits(r[at], w, b, buffer)
+                for (r, w, b), buffer in zip(heads, ctx.buffers, strict=True)
+            ]
+            for z, *others, y, logp_y, h, kl in parts(
+                ctx.part, *logits, labels[at], logp[at], H[at], KL[at]
+            ):
                 log_p = torch.log_softmax(z.to(exact) / temperature, dim=-1)
                 logp_y.copy_(log_p.gather(-1, y[:, None]).squeeze(-1))
                 p = torch.exp(log_p)
@@ -105,7 +122,10 @@ class TokenTerms(torch.autograd.Function):
         d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight)
         d_bias = None if bias is None else torch.zeros_like(bias)
         heads = [(rows, weight, bias), *ctx.heads]
-        buffers, ctx.buffers = ctx.buffers, None  # a second backward pass must not take them for logits
+        buffers, ctx.buffers = (
+            ctx.buffers,
+            None,
+        )  # a second backward pass must not take them for logits
         there = buffers is not None
         buffers = buffers or [rows.new_empty(ctx.chunk, len(weight)) for _ in heads]
         starts = range(0, len(rows), ctx.chunk)
@@ -114,7 +134,10 @@ class TokenTerms(torch.autograd.Function):
             if there and start == starts[-1]:
                 logits = [buffer[: len(rows) - start] for buffer in buffers]
             else:
-                logits = [head_logits(r[at], w, b, buffer) for (r, w, b), buffer in zip(heads, buffers, strict=True)]
+                logits = [
+                    head_logits(r[at], w, b, buffer)
+                    for (r, w, b), buffer in zip(heads, buffers, strict=True)
+                ]
             by_row = (x[at, None] for x in (labels, H, KL, d_logp, d_H, d_KL))
             for z, *others, y, h, kl, dl, dh, dk in parts(ctx.part, *logits, *by_row):
                 log_p = torch.log_softmax(z.to(H.dtype) / ctx.temperature, dim=-1)
@@ -139,7 +162,8 @@ def log_mixture(logits: list[Tensor], shares: list[float], temperature: float) -
     """sum_a share_a log q_a over the references, q_a = softmax(logits_a / temperature); at least float32."""
     exact = torch.promote_types(logits[0].dtype, torch.float32)
     of_each = (
-        torch.log_softmax(z.to(exact) / temperature, dim=-1).mul_(w) for z, w in zip(logits, shares, strict=True)
+        torch.log_softmax(z.to(exact) / temperature, dim=-1).mul_(w)
+        for z, w in zip(logits, shares, strict=True)
     )
     return functools.reduce(torch.add, of_each)
 
@@ -147,7 +171,11 @@ def log_mixture(logits: list[Tensor], shares: list[float], temperature: float) -
 def head_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
     """(n, H) -> (n, V), written into the top of the buffer."""
     out = buffer[: len(rows)]
-    return torch.mm(rows, weight.T, out=out) if bias is None else torch.addmm(bias, rows, weight.T, out=out)
+    return (
+        torch.mm(rows, weight.T, out=out)
+        if bias is None
+        else torch.addmm(bias, rows, weight.T, out=out)
+    )
 
 
 def hidden_states(trunk: nn.Module, ids: Tensor, index: Tensor) -> Tensor:
@@ -161,8 +189,12 @@ def hidden_states(trunk: nn.Module, ids: Tensor, index: Tensor) -> Tensor:
 def packed_states(trunk: nn.Module, ids: Tensor, index: Tensor) -> Tensor:
     place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     real = place <= index.max(1, keepdim=True).values + 1
-    packed = trunk(input_ids=ids[real][None], position_ids=place[real][None], use_cache=False).last_hidden_state[0]
-    return packed.new_zeros(*ids.shape, packed.shape[-1]).index_put(real.nonzero(as_tuple=True), packed)
+    packed = trunk(
+        input_ids=ids[real][None], position_ids=place[real][None], use_cache=False
+    ).last_hidden_state[0]
+    return packed.new_zeros(*ids.shape, packed.shape[-1]).index_put(
+        real.nonzero(as_tuple=True), packed
+    )
 
 
 class Policy(nn.Module):
@@ -182,12 +214,16 @@ class Policy(nn.Module):
         """
         hidden = hidden_states(self.lm.base_model, ids, index)  # (B, L, H)
         where = mask.nonzero(as_tuple=True)
-        rows = hidden[where[0], index[where]]  # (N, H): only the N response tokens pass through the head
+        rows = hidden[
+            where[0], index[where]
+        ]  # (N, H): only the N response tokens pass through the head
         if states:
             return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put(where, rows)
         head = self.lm.get_output_embeddings()
         here = tuple(reference._replace(states=reference.states[where]) for reference in references)
-        terms = TokenTerms.apply(rows, head.weight, head.bias, labels[where], self.temperature, here)
+        terms = TokenTerms.apply(
+            rows, head.weight, head.bias, labels[where], self.temperature, here
+        )
         return [term.new_zeros(mask.shape).index_put(where, term) for term in terms]
 
 
@@ -232,9 +268,15 @@ def load_model(
     how = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
 
     def build(whole: bool) -> nn.Module:
-        net = auto.from_pretrained(name, **how) if whole else auto.from_config(AutoConfig.from_pretrained(name), **how)
+        net = (
+            auto.from_pretrained(name, **how)
+            if whole
+            else auto.from_config(AutoConfig.from_pretrained(name), **how)
+        )
         if checkpointing and not frozen:
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+            net.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=dict(use_reentrant=False)
+            )
         return Policy(net, temperature) if kind is Policy else Critic(net)
 
     if device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1):
@@ -250,7 +292,9 @@ def load_model(
     fully_shard(model, **sharding)
     model.to_empty(device=device)  # only this rank's shards
     weights = source.state_dict() if source else {}
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    set_model_state_dict(
+        model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    )
     values = iter(source.buffers()) if source else None  # rotary frequencies: in no state dict
     for buffer in model.buffers():
         if values:
@@ -265,7 +309,9 @@ def average_gradients(model: nn.Module) -> None:
         grads = [p.grad for p in model.parameters()]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        for g, part in zip(grads, flat.div_(dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+        for g, part in zip(
+            grads, flat.div_(dist.get_world_size()).split([g.numel() for g in grads]), strict=True
+        ):
             g.copy_(part.view_as(g))
 
 
@@ -292,7 +338,8 @@ def whole_head(policy: Policy, dtype: str) -> tuple[Tensor, Tensor | None]:
     """A copy of the output layer's weight (V, H) and bias, whole on every rank, for a Reference; every rank must call it."""
     head = policy.lm.get_output_embeddings()
     weight, bias = (
-        None if t is None else t.detach().to(getattr(torch, dtype), copy=True) for t in (head.weight, head.bias)
+        None if t is None else t.detach().to(getattr(torch, dtype), copy=True)
+        for t in (head.weight, head.bias)
     )
     return tuple(t.full_tensor() if hasattr(t, "full_tensor") else t for t in (weight, bias))
 
@@ -315,7 +362,9 @@ def collate(responses: list[Response], device: str) -> dict[str, Tensor]:
     mask = place < size
     index = torch.where(mask, start - 1 + place, 0)  # the state before token t predicts it
     mask = mask.float()
-    return {k: v.to(device) for k, v in dict(ids=ids, index=index, labels=labels, mask=mask).items()}
+    return {
+        k: v.to(device) for k, v in dict(ids=ids, index=index, labels=labels, mask=mask).items()
+    }
 
 
 def pad(rows: list[Tensor], device: str) -> Tensor:
@@ -323,7 +372,9 @@ def pad(rows: list[Tensor], device: str) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-MICRO_BATCH_COST = 128  # tokens: what a micro-batch costs by itself, in launches, collectives and Python
+MICRO_BATCH_COST = (
+    128  # tokens: what a micro-batch costs by itself, in launches, collectives and Python
+)
 
 
 def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
@@ -337,8 +388,12 @@ def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list
     need every rank to run each of them. Depends on nothing but its arguments, so all ranks agree without talking.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    hands = [order[n : n + world] for n in range(0, len(order), world)]  # a sample for each rank, longest hands first
-    hands[1::2] = [hand[::-1] for hand in hands[1::2]]  # to and fro, so that no rank gets the longest of every hand
+    hands = [
+        order[n : n + world] for n in range(0, len(order), world)
+    ]  # a sample for each rank, longest hands first
+    hands[1::2] = [
+        hand[::-1] for hand in hands[1::2]
+    ]  # to and fro, so that no rank gets the longest of every hand
     cost = np.array([0] + [np.inf] * len(hands))  # the least, of the first so many hands
     cut = np.zeros(len(hands) + 1, dtype=int)  # where their last micro-batch starts
     for start, hand in enumerate(hands):
@@ -351,4 +406,7 @@ def micro_batches(lengths: list[int], budget: int, world: int) -> list[list[list
     while end:
         rounds.insert(0, hands[cut[end] : end])
         end = cut[end]
-    return [[[hand[rank] for hand in part if rank < len(hand)] for part in rounds] for rank in range(world)]
+    return [
+        [[hand[rank] for hand in part if rank < len(hand)] for part in rounds]
+        for rank in range(world)
+    ]

@@ -35,7 +35,14 @@ COLOURS = [
 AGES = 4  # data ages drawn; the paper's window N = 2 gives ages 0, 1, 2
 AGE_STYLES = ["-", "--", ":", "-."]
 PANELS = [  # title, x field, x label, y fields (the first that any run has), y label, scale
-    ("Accuracy against rollouts", "rollouts", "sampled responses (rollouts)", ["eval/pass@1", "reward"], "{} [%]", 100),
+    (
+        "Accuracy against rollouts",
+        "rollouts",
+        "sampled responses (rollouts)",
+        ["eval/pass@1", "reward"],
+        "{} [%]",
+        100,
+    ),
     (
         "Accuracy against gradient steps",
         "gradient_steps",
@@ -44,7 +51,14 @@ PANELS = [  # title, x field, x label, y fields (the first that any run has), y 
         "{} [%]",
         100,
     ),
-    ("Accuracy against wall time", "seconds", "training wall time [s]", ["eval/pass@1", "reward"], "{} [%]", 100),
+    (
+        "Accuracy against wall time",
+        "seconds",
+        "training wall time [s]",
+        ["eval/pass@1", "reward"],
+        "{} [%]",
+        100,
+    ),
     (
         "Response length",
         "step",
@@ -101,11 +115,22 @@ def curve(rows: Rows, x: str, y: str, scale: float = 1) -> dict[int, tuple[float
     """step -> (x, y) where the run has both."""
     has = {step: row for step, row in sorted(rows.items()) if row.get(y) is not None}
     # Step 0, the base model's evaluation, has used nothing yet.
-    return {s: (r.get(x, 0 if s == 0 else None), scale * r[y]) for s, r in has.items() if x in r or s == 0}
+    return {
+        s: (r.get(x, 0 if s == 0 else None), scale * r[y])
+        for s, r in has.items()
+        if x in r or s == 0
+    }
 
 
 def draw(
-    ax, runs: list[Rows], x: str, y: str, scale: float, colour: str, style: str = "-", mark: int | None = None
+    ax,
+    runs: list[Rows],
+    x: str,
+    y: str,
+    scale: float,
+    colour: str,
+    style: str = "-",
+    mark: int | None = None,
 ) -> bool:
     """One line: the mean of the seeds over their common steps. Whether there was anything to draw."""
     curves = [c for c in (curve(rows, x, y, scale) for rows in runs) if c]
@@ -119,7 +144,10 @@ def draw(
     high = [max(c[s][1] for c in curves) for s in common]
     if len(runs) == 1 and y == "eval/pass@1":
         half = [scale * (runs[0][s].get("eval/pass@1_ci") or 0) for s in common]
-        low, high = [a - h for a, h in zip(ys, half, strict=True)], [a + h for a, h in zip(ys, half, strict=True)]
+        low, high = (
+            [a - h for a, h in zip(ys, half, strict=True)],
+            [a + h for a, h in zip(ys, half, strict=True)],
+        )
     ax.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(xs, ys, style, color=colour, lw=1.6, marker="o" if len(xs) == 1 else None, ms=4)
     for c in curves:  # seeds that went on longer
@@ -130,7 +158,9 @@ def draw(
         at = max(s for s in common if s <= mark)
         i = common.index(at)
         j = min(i + 1, len(common) - 1)
-        part = (mark - at) / (common[j] - at) if j > i else 0.0  # between two evaluations the mark is interpolated
+        part = (
+            (mark - at) / (common[j] - at) if j > i else 0.0
+        )  # between two evaluations the mark is interpolated
         point = [v[i] + part * (v[j] - v[i]) for v in (xs, ys)]
         ax.plot(*point, "o", mfc="white", mec=colour, mew=1.6, ms=6, zorder=5)
     return True
@@ -144,9 +174,13 @@ def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(loaded)}
     metrics = {label: [rows for rows, _ in seeds] for label, seeds in loaded.items()}
     marks = {label: reincarnation(seeds[0][1], seeds[0][0]) for label, seeds in loaded.items()}
-    present = {key for seeds in metrics.values() for rows in seeds for row in rows.values() for key in row}
+    present = {
+        key for seeds in metrics.values() for rows in seeds for row in rows.values() for key in row
+    }
 
-    plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure, axes = plt.subplots(2, 3, figsize=(11.5, 6.6), layout="constrained")
     for ax, (title, x, x_label, fields, y_label, scale) in zip(axes.flat[:5], PANELS, strict=True):
         field = next((f for f in fields if f in present), fields[0])
@@ -156,7 +190,10 @@ def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
             ax.set_ylim(0, 103 if scale == 100 else None)
     ax, ages = axes.flat[5], []
     for age in range(AGES):
-        drawn = [draw(ax, metrics[m], "step", f"ess/age{age}", 1, colours[m], AGE_STYLES[age]) for m in metrics]
+        drawn = [
+            draw(ax, metrics[m], "step", f"ess/age{age}", 1, colours[m], AGE_STYLES[age])
+            for m in metrics
+        ]
         ages += [age] if any(drawn) else []
     finish(
         ax,
@@ -176,8 +213,14 @@ def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
         for m, s in runs.items()
     ]
     if any(mark is not None for mark in marks.values()):
-        handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="0.3", mew=1.6, label="reincarnation"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), frameon=False)
+        handles.append(
+            Line2D(
+                [], [], ls="", marker="o", mfc="white", mec="0.3", mew=1.6, label="reincarnation"
+            )
+        )
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(len(handles), 5), frameon=False
+    )
     figure.savefig(out_png, dpi=150)
     plt.close(figure)
 
@@ -204,11 +247,16 @@ def group_by_label(folders: list[str]) -> dict[str, list[str]]:
         name = re.sub(r"[-_]?seed[-_]?\d+$", "", path.name)
         groups.setdefault(path.parent / name if name else path.parent, []).append(folder)
     names = [path.name for path in groups]
-    return {p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f for p, f in groups.items()}
+    return {
+        p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f
+        for p, f in groups.items()
+    }
 
 
 def table(
-    runs: dict[str, list[str | Path]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)
+    runs: dict[str, list[str | Path]],
+    at: int | None = None,
+    marks: tuple[int, ...] = (60, 70, 80, 85, 90),
 ) -> str:
     """A Markdown table of runs: per label the mean and [min, max] over its seeds of pass@1 in percent, of the base model,
     after `at` rollouts (the last evaluation before or at that count) and at the end; and the mean rollouts, gradient
@@ -221,30 +269,44 @@ def table(
     heads = ["run", "seeds", "base", *at_column, "end", *(f"to {mark} %" for mark in marks)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for label, folders in runs.items():
-        seeds = [[row for _, row in sorted(read_run(f)[0].items()) if "eval/pass@1" in row] for f in folders]
+        seeds = [
+            [row for _, row in sorted(read_run(f)[0].items()) if "eval/pass@1" in row]
+            for f in folders
+        ]
         percent = [[100 * row["eval/pass@1"] for row in rows] for rows in seeds]
         cells = [label, str(len(seeds)), spread([p[0] for p in percent])]
         if at:
-            reached = [[100 * r["eval/pass@1"] for r in rows if r["rollouts"] <= at][-1] for rows in seeds]
+            reached = [
+                [100 * r["eval/pass@1"] for r in rows if r["rollouts"] <= at][-1] for rows in seeds
+            ]
             cells.append(spread(reached))
         cells.append(f"{spread([p[-1] for p in percent])} ({seeds[0][-1]['rollouts']:,} rollouts)")
         for mark in marks:
-            first = [next((row for row in rows if 100 * row["eval/pass@1"] >= mark), None) for rows in seeds]
+            first = [
+                next((row for row in rows if 100 * row["eval/pass@1"] >= mark), None)
+                for rows in seeds
+            ]
             if None in first:
                 cells.append("–")
                 continue
-            rollouts, steps, seconds = (fmean(r[k] for r in first) for k in ("rollouts", "gradient_steps", "seconds"))
+            rollouts, steps, seconds = (
+                fmean(r[k] for r in first) for k in ("rollouts", "gradient_steps", "seconds")
+            )
             cells.append(f"{rollouts:,.0f} / {steps:,.0f} / {seconds:.0f} s")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder (with metrics.jsonl)")
     parser.add_argument("--out", default="curve.png", help="the figure (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="print a Markdown table too")
-    parser.add_argument("--at", type=int, help="with --table: a column of pass@1 after so many rollouts")
+    parser.add_argument(
+        "--at", type=int, help="with --table: a column of pass@1 after so many rollouts"
+    )
     args = parser.parse_args(argv)
     try:
         runs = group_by_label(args.runs)

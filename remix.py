@@ -39,7 +39,9 @@ from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # AMX in a virtual machine: see base_model.py
+os.environ.setdefault(
+    "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+)  # AMX in a virtual machine: see tiny.py
 
 import numpy as np
 import torch
@@ -91,7 +93,9 @@ def git_commit() -> str:
 def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
     """Indices of the n prompts from `position` on, in the endless sequence of shuffled epochs over `count` problems."""
     epochs = range(position // count, (position + n - 1) // count + 1)
-    order = np.concatenate([np.random.default_rng([seed, 1, epoch]).permutation(count) for epoch in epochs])
+    order = np.concatenate(
+        [np.random.default_rng([seed, 1, epoch]).permutation(count) for epoch in epochs]
+    )
     start = position - epochs[0] * count
     return order[start : start + n].tolist()
 
@@ -99,21 +103,34 @@ def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
 def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generator) -> list[list]:
     """One pass over the groups in mini-batches of about `size` groups, each with its share of replayed ones."""
     n = -(-(len(fresh) + len(replayed)) // size)
-    fresh, replayed = ([groups[i] for i in rng.permutation(len(groups))] for groups in (fresh, replayed))
-    return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]  # from both ends: all of a size to one
+    fresh, replayed = (
+        [groups[i] for i in rng.permutation(len(groups))] for groups in (fresh, replayed)
+    )
+    return [
+        fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)
+    ]  # from both ends: all of a size to one
 
 
 @torch.no_grad()
 def frozen_pass(
-    model: torch.nn.Module, responses: list[Response], budget: int, device: str, states: bool = False
+    model: torch.nn.Module,
+    responses: list[Response],
+    budget: int,
+    device: str,
+    states: bool = False,
 ) -> list[torch.Tensor]:
     """Log-probs (Policy; with states its last hidden states) or values (Critic) of all responses, the ranks sharing the work.
     -> one CPU tensor (T,) or (T, H), float32, a response, on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    lengths, sizes = [len(r.prompt) + len(r.tokens) for r in responses], [len(r.tokens) for r in responses]
+    lengths, sizes = (
+        [len(r.prompt) + len(r.tokens) for r in responses],
+        [len(r.tokens) for r in responses],
+    )
     flat = None  # all responses end to end, 0 where another rank computes
     for indices in micro_batches(lengths, budget, world)[rank]:
-        part = [responses[i] for i in indices or [0]]  # a rank out of work runs along: FSDP's collectives need it
+        part = [
+            responses[i] for i in indices or [0]
+        ]  # a rank out of work runs along: FSDP's collectives need it
         batch = collate(part, device)
         if isinstance(model, Critic):
             del batch["labels"]
@@ -148,13 +165,13 @@ def load_data(cfg: Config):
     dropped. ValueError with one sentence when the model or the data cannot be had."""
     model_path = cfg.model
     if cfg.model.split(":")[0] == "tiny":
-        import base_model
+        import tiny
 
-        settings = base_model.named(cfg.model)
+        settings = tiny.named(cfg.model)
         if dist.get_rank() == 0:
-            base_model.make_base_model(settings=settings)
+            tiny.make_base_model(settings=settings)
         dist.barrier()
-        model_path = base_model.make_base_model(settings=settings, quiet=True)
+        model_path = tiny.make_base_model(settings=settings, quiet=True)
     tokenizer, context = load_tokenizer(model_path)
     for name in ("max_tokens", "eval_max_tokens"):
         if context is not None and cfg.max_prompt_tokens + getattr(cfg, name) > context:
@@ -164,16 +181,22 @@ def load_data(cfg: Config):
             )
     how = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
     names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
-    problems, counts = load_problems(cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **how, **names)
+    problems, counts = load_problems(
+        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **how, **names
+    )
     lines, eval_problems = [f"train: {describe(counts)}"], []
     eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
     if eval_data:
-        eval_problems, counts = load_problems(eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **how)
+        eval_problems, counts = load_problems(
+            eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **how
+        )
         lines.append(f"eval:  {describe(counts)}")
     return model_path, tokenizer, problems, eval_problems, lines
 
 
-def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list) -> None:
+def train(
+    cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list
+) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     # An engine spans --tensor_parallel ranks, which all sample its prompts; the first of them hands the samples on
     engine_rank, engines = rank // cfg.tensor_parallel, world // cfg.tensor_parallel
@@ -186,14 +209,22 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens, max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens),
         dtype=cfg.dtype, gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
     )  # fmt: skip
-    how = dict(device=device, dtype=cfg.dtype, temperature=cfg.temperature, attention=cfg.attention, shard=cfg.shard)
+    how = dict(
+        device=device,
+        dtype=cfg.dtype,
+        temperature=cfg.temperature,
+        attention=cfg.attention,
+        shard=cfg.shard,
+    )
     anchored = cfg.kl_coef > 0
     policy = load_model(Policy, model_path, checkpointing=cfg.gradient_checkpointing, **how)
     base = load_model(Policy, model_path, frozen=True, **how) if anchored else None
     keeps_precedent = anchored and cfg.kl_convex != "off" and cfg.precedent == "previous"
     precedent = load_model(Policy, model_path, frozen=True, **how) if keeps_precedent else None
     critic = (
-        load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how) if cfg.algo == "ppo" else None
+        load_model(Critic, model_path, checkpointing=cfg.gradient_checkpointing, **how)
+        if cfg.algo == "ppo"
+        else None
     )
     # sampler_lag k: the policies of the last k steps, newest first; the last of them samples
     lagged = [load_model(Policy, model_path, frozen=True, **how) for _ in range(cfg.sampler_lag)]
@@ -210,46 +241,77 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
     buffer = Buffer(cfg.replay_window, cfg.replay, rank, world)
     sibling = SIBLINGS.get(cfg.loss)  # None: ReMix's own loss, Mix-PPG
     state = dict(step=0, position=0, rollouts=0, gradient_steps=0, seconds=0.0)
-    saved = gather([checkpoint.latest(out)] if main_rank else [])[0]  # one answer, whatever a node's file cache says
+    saved = gather([checkpoint.latest(out)] if main_rank else [])[
+        0
+    ]  # one answer, whatever a node's file cache says
     if saved:
         state = checkpoint.load(saved, models, optimizers)
         buffer.load_state_dict(state.pop("buffer"))
         say(f"going on after step {state['step']} of {out}")
     if main_rank:
-        scheduled = state["step"] >= cfg.steps or bool(cfg.eval_every) and state["step"] % cfg.eval_every == 0
+        scheduled = (
+            state["step"] >= cfg.steps
+            or bool(cfg.eval_every)
+            and state["step"] % cfg.eval_every == 0
+        )
         checkpoint.rewind_metrics(out / "metrics.jsonl", state["step"] if saved else -1, scheduled)
     grader = Grader(workers=cfg.grader_workers)
     exact = cfg.kl_estimator == "exact"
-    frozen_budget = 4 * cfg.tokens_per_micro_batch  # without gradients a token needs a fraction of the memory
-    n_ages = cfg.replay_window + cfg.sampler_lag + 1  # the last one holds everything older, too (repo)
+    frozen_budget = (
+        4 * cfg.tokens_per_micro_batch
+    )  # without gradients a token needs a fraction of the memory
+    n_ages = (
+        cfg.replay_window + cfg.sampler_lag + 1
+    )  # the last one holds everything older, too (repo)
 
     def evaluate() -> dict:
         """Metrics of the current policy on the held-out problems, the ranks sharing them; the engine must be in sync."""
         options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
         mine = eval_problems[engine_rank::engines]
-        records = sample(engine, tokenizer, mine, grader, cfg.format, **options, max_tokens=cfg.eval_max_tokens, seed=0)
-        metrics = summarize(sorted(gather(records if hands_on else []), key=lambda r: r["id"]), grader)
+        records = sample(
+            engine,
+            tokenizer,
+            mine,
+            grader,
+            cfg.format,
+            **options,
+            max_tokens=cfg.eval_max_tokens,
+            seed=0,
+        )
+        metrics = summarize(
+            sorted(gather(records if hands_on else []), key=lambda r: r["id"]), grader
+        )
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(row: dict) -> None:
         # JSON has no nan: what is undefined is left out. 8 digits are more than float32 has
-        row = {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v}
+        row = {
+            k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
+        }
         if main_rank:
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
 
     if state["step"] == 0:
         engine.sync(full_weights(policy, cfg.dtype))
-        row = dict(step=0, rollouts=0, gradient_steps=0, seconds=0.0) | (evaluate() if eval_problems else {})
+        row = dict(step=0, rollouts=0, gradient_steps=0, seconds=0.0) | (
+            evaluate() if eval_problems else {}
+        )
         engine.sleep()
         log(row)
         if eval_problems:
-            say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {row['eval/response_length']:.0f} tokens a response")
+            say(
+                f"base model: pass@1 {row['eval/pass@1']:.1%}, {row['eval/response_length']:.0f} tokens a response"
+            )
     gc.collect()
     gc.freeze()  # what is loaded by now stays: a full collection would look at all of it, for 0.3 s every few steps
     unchecked = True  # engine and trainer have not been compared since the start or the resume
     progress = tqdm(
-        total=cfg.steps, initial=state["step"], desc="ReMix", unit="step", disable=None if main_rank else True
+        total=cfg.steps,
+        initial=state["step"],
+        desc="ReMix",
+        unit="step",
+        disable=None if main_rank else True,
     )
 
     for step in range(state["step"] + 1, cfg.steps + 1):
@@ -262,7 +324,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             if anchored:
                 copy_weights(base, policy)  # (1) pi_base <- pi_T
             buffer.clear()  # (2) from here on pure on-policy PPO / GRPO
-            say(f"step {step}: reincarnation, the policy is its own anchor now and training goes on on-policy")
+            say(
+                f"step {step}: reincarnation, the policy is its own anchor now and training goes on on-policy"
+            )
         ratio = cfg.off_policy_ratio if mixing else 0.0
         passes = cfg.utd_ratio if mixing else 1
 
@@ -277,7 +341,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             again = [buffer.failed.popleft() for _ in range(min(n_fresh // 4, len(buffer.failed)))]
         new_prompts = n_fresh - len(again)
         chosen = again + prompt_order(len(problems), state["position"], new_prompts, cfg.seed)
-        longest_first = sorted(range(n_fresh), key=lambda i: (-len(problems[chosen[i]].prompt_ids), i))
+        longest_first = sorted(
+            range(n_fresh), key=lambda i: (-len(problems[chosen[i]].prompt_ids), i)
+        )
         mine = longest_first[engine_rank::engines]
         groups = engine.generate(
             [problems[chosen[i]].prompt_ids for i in mine],
@@ -301,14 +367,20 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         ]  # fmt: skip
         fresh = gather_in_order(fresh_here if hands_on else [])
         new = [r for group in fresh for r in group]
-        counts = [(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)] if hands_on else []
+        counts = (
+            [(reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)]
+            if hands_on
+            else []
+        )
         reflects, kills, unparsable = (sum(count) for count in zip(*gather(counts), strict=True))
         state["position"] += new_prompts
         state["rollouts"] += n_fresh * cfg.group_size
         seconds["reward"] = time.perf_counter() - started - sum(seconds.values())
 
         # ------------------------------------------------------------ log-probs of the policy that sampled
-        def passed(model: torch.nn.Module, responses: list[Response], states: bool = False) -> list[torch.Tensor]:
+        def passed(
+            model: torch.nn.Module, responses: list[Response], states: bool = False
+        ) -> list[torch.Tensor]:
             nonlocal tokens_forward
             tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
             return frozen_pass(model, responses, frozen_budget, device, states) if responses else []
@@ -316,7 +388,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         engine.sleep()
         if unchecked:  # a sync that failed is silent: compare the two on a few samples, once
             few = new[:16]
-            check_gap([r.logp_b for r in few], frozen_pass(sampler, few, frozen_budget, device), cfg.dtype)
+            check_gap(
+                [r.logp_b for r in few], frozen_pass(sampler, few, frozen_budget, device), cfg.dtype
+            )
             unchecked = False
         if cfg.behaviour_logp == "trainer":
             logps = passed(sampler, new)
@@ -328,7 +402,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
         # ------------------------------------------------------------ mix with replay (Mix-PPG)
         if looks_for_contrast:
-            buffer.failed.extend(chosen[i] for i, group in enumerate(fresh) if mean_reward(group) == 0)
+            buffer.failed.extend(
+                chosen[i] for i, group in enumerate(fresh) if mean_reward(group) == 0
+            )
             fresh = [group for group in fresh if 0 < mean_reward(group) < 1] or fresh
         count = cfg.prompts_per_step - n_fresh
         replayed = []
@@ -337,8 +413,12 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             if cfg.replay == "on_policyness":
                 stored = gather_in_order(buffer.stored())
                 logps = iter(passed(policy, [r for group in stored for r in group]))
-                facts["likelihood"] = [float(np.mean([next(logps).mean().exp() for _ in group])) for group in stored]
-            replayed = gather_in_order(buffer.draw(count, np.random.default_rng([cfg.seed, 2, step]), **facts))
+                facts["likelihood"] = [
+                    float(np.mean([next(logps).mean().exp() for _ in group])) for group in stored
+                ]
+            replayed = gather_in_order(
+                buffer.draw(count, np.random.default_rng([cfg.seed, 2, step]), **facts)
+            )
         batch = [r for group in fresh + replayed for r in group]
         of_buffer = {id(r) for group in replayed for r in group}
 
@@ -354,7 +434,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             if exact:
                 heads["base"] = whole_head(base, cfg.dtype)
             name = "states_base" if exact else "logp_base"
-            missing = [r for r in batch if getattr(r, name) is None]  # replayed ones have it from their first step
+            missing = [
+                r for r in batch if getattr(r, name) is None
+            ]  # replayed ones have it from their first step
             for r, result in zip(missing, passed(base, missing, states=exact), strict=True):
                 setattr(r, name, result)
         lam = kl_convex_weight(cfg, step)
@@ -382,7 +464,10 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             for r, advantage in zip(batch, advantages, strict=True):
                 r.advantages = advantage.expand(len(r.tokens))
         else:
-            mask, values = pad([torch.ones(len(r.tokens)) for r in batch], "cpu"), pad([r.values for r in batch], "cpu")
+            mask, values = (
+                pad([torch.ones(len(r.tokens)) for r in batch], "cpu"),
+                pad([r.values for r in batch], "cpu"),
+            )
             at_end = torch.zeros_like(mask)  # (B, T): the reward stands on the last token
             for b, r in enumerate(batch):
                 at_end[b, len(r.tokens) - 1] = r.reward
@@ -393,7 +478,10 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
             if cfg.whiten:
                 advantages = loss.whiten(advantages, mask)
             for b, r in enumerate(batch):
-                r.advantages, r.returns = advantages[b, : len(r.tokens)], returns[b, : len(r.tokens)]
+                r.advantages, r.returns = (
+                    advantages[b, : len(r.tokens)],
+                    returns[b, : len(r.tokens)],
+                )
         clip_eps = cfg.clip_eps
         if cfg.geppo_clip:
             ages = np.bincount([step - r.step for r in batch]) / len(batch)
@@ -401,21 +489,27 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
 
         # ------------------------------------------------------------ update: m passes of mini-batches (UTD ratio m)
         # sums over tokens: 4 terms, how many; then by age, then by quarter of the replayed responses
-        totals, by_age, by_quarter = (torch.zeros(n, dtype=torch.float64) for n in (5, (n_ages, 6), (4, 2)))
+        totals, by_age, by_quarter = (
+            torch.zeros(n, dtype=torch.float64) for n in (5, (n_ages, 6), (4, 2))
+        )
         grad_norms = []
         for number in range(passes):
             shuffle = np.random.default_rng([cfg.seed, 3, step, number])
             for mini in mini_batches(fresh, replayed, cfg.mini_batch, shuffle):
                 responses = [r for group in mini for r in group]
                 lengths = [len(r.prompt) + len(r.tokens) for r in responses]
-                n_tokens = sum(len(r.tokens) for r in responses)  # global: every rank, every micro-batch
+                n_tokens = sum(
+                    len(r.tokens) for r in responses
+                )  # global: every rank, every micro-batch
                 tokens_backward += sum(lengths)
                 whole = {}  # what a sibling wants to know of the whole mini-batch
                 if sibling and sibling.whole:
                     now = torch.cat(passed(policy, responses))
                     then = torch.cat([r.logp_b for r in responses])
                     whole = sibling.whole(now, then, torch.cat([r.advantages for r in responses]))
-                sums, ages, quarters = (torch.zeros_like(x, device=device) for x in (totals, by_age, by_quarter))
+                sums, ages, quarters = (
+                    torch.zeros_like(x, device=device) for x in (totals, by_age, by_quarter)
+                )
                 gap = torch.zeros(1, dtype=torch.float64, device=device)
                 share = micro_batches(lengths, cfg.tokens_per_micro_batch, world)[rank]
                 for number_of_part, indices in enumerate(share, 1):
@@ -426,30 +520,45 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                         tensors["mask"].zero_()
                     mask = tensors["mask"]
                     logp_k, logp_b, A = (
-                        pad([getattr(r, name) for r in part], device) for name in ("logp_k", "logp_b", "advantages")
+                        pad([getattr(r, name) for r in part], device)
+                        for name in ("logp_k", "logp_b", "advantages")
                     )
                     shares = dict(base=lam, prev=1 - lam)
                     references = tuple(
-                        Reference(shares[name], pad([getattr(r, f"states_{name}") for r in part], device), *head)
+                        Reference(
+                            shares[name],
+                            pad([getattr(r, f"states_{name}") for r in part], device),
+                            *head,
+                        )
                         for name, head in heads.items()
                     )
                     logp, H, exact_kl = policy(**tensors, references=references)
 
                     # ---- the loss of this micro-batch
-                    weight = pad([r.engine_weight for r in part], device) if cfg.engine_weight != "off" else 1
+                    weight = (
+                        pad([r.engine_weight for r in part], device)
+                        if cfg.engine_weight != "off"
+                        else 1
+                    )
                     if sibling is None:
                         pg = loss.mix_ppg(logp, logp_k, logp_b, A, clip_eps)  # Eq. 3
                         policy_loss = loss.token_mean(weight * pg, mask, n_tokens)
                     else:
-                        known = dict(logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask)
+                        known = dict(
+                            logp=logp, logp_k=logp_k, logp_b=logp_b, advantages=A, mask=mask
+                        )
                         known |= whole | dict(clip_eps=clip_eps)
-                        sizes = dict(tokens=n_tokens, responses=len(responses), max_tokens=cfg.max_tokens)
+                        sizes = dict(
+                            tokens=n_tokens, responses=len(responses), max_tokens=cfg.max_tokens
+                        )
                         policy_loss = sibling_loss(sibling, known, weight, **sizes)
                     constraint = exact_kl  # 0 without an anchor
                     if anchored and not exact:
                         logp_base = pad([r.logp_base for r in part], device)
                         logp_prev = pad([r.logp_prev for r in part], device) if lam < 1 else None
-                        constraint = loss.kl_convex(logp, logp_base, logp_prev, lam, cfg.kl_estimator)
+                        constraint = loss.kl_convex(
+                            logp, logp_base, logp_prev, lam, cfg.kl_estimator
+                        )
                     regulariser = cfg.kl_coef * constraint - cfg.entropy_coef * H
                     total = policy_loss + loss.token_mean(regulariser, mask, n_tokens)
                     # FSDP averages gradients over the ranks, the loss is a sum over them: hence * world
@@ -457,25 +566,37 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                     vf = torch.zeros_like(H)
                     if critic is not None:
                         old_values, returns = (
-                            pad([getattr(r, k) for r in part], device) for k in ("values", "returns")
+                            pad([getattr(r, k) for r in part], device)
+                            for k in ("values", "returns")
                         )
                         del tensors["labels"]
                         vf = loss.value_loss(critic(**tensors), old_values, returns, cfg.value_clip)
                         (loss.token_mean(vf, mask, n_tokens) * world).backward()
 
                     with torch.no_grad():
-                        terms = [(x.double() * mask).sum() for x in (constraint, H, vf, torch.ones_like(mask))]
+                        terms = [
+                            (x.double() * mask).sum()
+                            for x in (constraint, H, vf, torch.ones_like(mask))
+                        ]
                         sums += torch.stack([policy_loss.double() * n_tokens, *terms])
-                        age = torch.tensor([min(step - r.step, n_ages - 1) for r in part], device=device)  # (B,)
-                        ages.index_add_(0, age, loss.ratio_sums(logp, logp_k, logp_b, A, mask, clip_eps))
+                        age = torch.tensor(
+                            [min(step - r.step, n_ages - 1) for r in part], device=device
+                        )  # (B,)
+                        ages.index_add_(
+                            0, age, loss.ratio_sums(logp, logp_k, logp_b, A, mask, clip_eps)
+                        )
                         if replayed:
-                            old_ones = torch.tensor([id(r) in of_buffer for r in part], device=device)[:, None]
+                            old_ones = torch.tensor(
+                                [id(r) in of_buffer for r in part], device=device
+                            )[:, None]
                             quarters += loss.ratio_by_quarter(logp, logp_b, mask * old_ones)
                         gap += ((logp - logp_b).abs() * mask * (age == 0)[:, None]).sum()
                 if world > 1:
                     for x in (sums, ages, quarters, gap):
                         dist.all_reduce(x)
-                if not grad_norms and cfg.behaviour_logp == "engine":  # nothing updated yet: the two differ by rounding
+                if (
+                    not grad_norms and cfg.behaviour_logp == "engine"
+                ):  # nothing updated yet: the two differ by rounding
                     engine_gap = gap.item() / ages[0, 0].item() if ages[0, 0] else math.nan
                 names = ("policy_loss", "kl", "entropy", "value_loss")
                 stop_if_not_finite(step, **dict(zip(names, sums[:4].tolist(), strict=True)))
@@ -483,12 +604,20 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
                 for name in optimizers:
                     average_gradients(models[name])
                     norm = torch.nn.utils.clip_grad_norm_(models[name].parameters(), cfg.grad_clip)
-                    norms[name] = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
-                stop_if_not_finite(step, **{f"gradient of the {name}": norm for name, norm in norms.items()})
+                    norms[name] = (
+                        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+                    ).item()
+                stop_if_not_finite(
+                    step, **{f"gradient of the {name}": norm for name, norm in norms.items()}
+                )
                 for optimizer in optimizers.values():
                     optimizer.step()
                     optimizer.zero_grad()
-                totals, by_age, by_quarter = totals + sums.cpu(), by_age + ages.cpu(), by_quarter + quarters.cpu()
+                totals, by_age, by_quarter = (
+                    totals + sums.cpu(),
+                    by_age + ages.cpu(),
+                    by_quarter + quarters.cpu(),
+                )
                 grad_norms.append(norms)
         state["gradient_steps"] += len(grad_norms)
         seconds["update"] = time.perf_counter() - started - sum(seconds.values())
@@ -518,9 +647,15 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         )  # fmt: skip
         for i, sums in enumerate(by_age):
             if sums[0] > 0:
-                row |= {f"{name}/age{i}": value for name, value in loss.ratio_diagnostics(sums).items()}
+                row |= {
+                    f"{name}/age{i}": value for name, value in loss.ratio_diagnostics(sums).items()
+                }
         if replayed:
-            row |= {f"ratio_mean/quarter{i + 1}": (r / n_).item() for i, (n_, r) in enumerate(by_quarter) if n_ > 0}
+            row |= {
+                f"ratio_mean/quarter{i + 1}": (r / n_).item()
+                for i, (n_, r) in enumerate(by_quarter)
+                if n_ > 0
+            }
         row |= {f"seconds_{name}": value for name, value in seconds.items()}
 
         # ------------------------------------------------------------ evaluate
@@ -541,7 +676,9 @@ def train(cfg: Config, device: str, model_path: str, tokenizer, problems: list, 
         # ------------------------------------------------------------ save
         if last or step % cfg.save_every == 0:
             stored = gather_in_order(buffer.stored())
-            checkpoint.save(out, step, models, optimizers, state | dict(buffer=buffer.state_dict(stored)))
+            checkpoint.save(
+                out, step, models, optimizers, state | dict(buffer=buffer.state_dict(stored))
+            )
 
     progress.close()
     checkpoint.export(policy, tokenizer, out / "model")
@@ -597,7 +734,8 @@ def main() -> None:
             print("\n".join(lines))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(
-                Path(cfg.out) / "config.json", asdict(cfg) | dict(git_commit=git_commit(), ranks=world)
+                Path(cfg.out) / "config.json",
+                asdict(cfg) | dict(git_commit=git_commit(), ranks=world),
             )
         dist.barrier()
         on_every_rank(check_shared, cfg.out)

@@ -50,7 +50,9 @@ def extract_answer(response: str, format: str) -> str | None:
             or response.count("<think>") > 1
         ):
             return None
-        match = re.fullmatch(r"\s*(?:<think>)?(?:(?!<think>).)*</think>\s*<answer>(.*)</answer>\s*", response, re.S)
+        match = re.fullmatch(
+            r"\s*(?:<think>)?(?:(?!<think>).)*</think>\s*<answer>(.*)</answer>\s*", response, re.S
+        )
         if not match:
             return None
         answer = match[1].strip()
@@ -64,7 +66,11 @@ MEMORY = 2 << 30  # bytes of address space of a worker
 START_S = 120.0  # a worker that has not imported everything by then is broken; this is not part of any deadline
 
 
-SELF_TEST = [(r"\frac{x^2-1}{x-1}", "x+1", True), (r"\sqrt{8}", r"2\sqrt{2}", True), (r"\sin^2 x", r"\sin x^2", False)]
+SELF_TEST = [
+    (r"\frac{x^2-1}{x-1}", "x+1", True),
+    (r"\sqrt{8}", r"2\sqrt{2}", True),
+    (r"\sin^2 x", r"\sin x^2", False),
+]
 
 
 def work(descriptor: int) -> None:
@@ -75,7 +81,9 @@ def work(descriptor: int) -> None:
     # Also fills the parser's tables. If the parser is broken, every reward would be 0: then do not start at all.
     for answer, gold, right in SELF_TEST:
         if equivalent(answer, gold) is not right:
-            raise RuntimeError(f"the grader's self-test failed: {answer} and {gold}; is math-verify installed?")
+            raise RuntimeError(
+                f"the grader's self-test failed: {answer} and {gold}; is math-verify installed?"
+            )
     pipe.send_bytes(b"ready")
     while True:
         while not pipe.poll(5.0):
@@ -89,7 +97,11 @@ def work(descriptor: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s + 10)
         try:
             reply = (
-                b"1" if equivalent(answer, gold if isinstance(gold, str) else Gold(tuple(gold[0]), *gold[1:])) else b"0"
+                b"1"
+                if equivalent(
+                    answer, gold if isinstance(gold, str) else Gold(tuple(gold[0]), *gold[1:])
+                )
+                else b"0"
             )
         except Exception as error:  # counted and reported by the parent, never silent
             reply = f"{type(error).__name__}: {error}".encode()[:1000]
@@ -197,7 +209,10 @@ class Grader:
                 else:
                     kills += 1
                     if reply:
-                        warnings.warn(f"grading {worker.pair} failed: {reply.decode(errors='replace')}", stacklevel=3)
+                        warnings.warn(
+                            f"grading {worker.pair} failed: {reply.decode(errors='replace')}",
+                            stacklevel=3,
+                        )
                 worker.pair = None
                 if reply is None:
                     worker.kill()
@@ -209,4 +224,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "--worker":
         work(int(sys.argv[2]))
     else:
-        sys.exit("reward.py is a module; its only command is --worker DESCRIPTOR, which Grader starts")
+        sys.exit(
+            "reward.py is a module; its only command is --worker DESCRIPTOR, which Grader starts"
+        )

@@ -61,7 +61,9 @@ def become_a_rank() -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
 
 
 def quiet_vllm() -> None:
@@ -78,7 +80,9 @@ def quiet_vllm() -> None:
 
 
 class VLLMEngine:
-    def __init__(self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int):
+    def __init__(
+        self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int
+    ):
         become_a_rank()
         quiet_vllm()
         from vllm import LLM, SamplingParams
@@ -109,7 +113,9 @@ class VLLMEngine:
 
     def sleep(self) -> None:
         """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as garbage)."""
-        if self.gpu and "weights" not in self.asleep:  # a sync without a rollout has woken the weights alone
+        if (
+            self.gpu and "weights" not in self.asleep
+        ):  # a sync without a rollout has woken the weights alone
             self.llm.sleep(level=1)
             self.asleep = {"weights", "kv_cache"}
 
@@ -148,15 +154,22 @@ class VLLMEngine:
             )
             for seed in seeds
         ]  # fmt: skip
-        outputs = self.llm.generate([dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        outputs = self.llm.generate(
+            [dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False
+        )
         return [
-            [Sample(list(o.token_ids), list(o.logprobs.logprobs), o.finish_reason == "stop") for o in request.outputs]
+            [
+                Sample(list(o.token_ids), list(o.logprobs.logprobs), o.finish_reason == "stop")
+                for o in request.outputs
+            ]
             for request in outputs
         ]
 
     def close(self) -> None:
         """Free the engine. vLLM destroys the default process group with it: call this last."""
-        self.wake("weights", "kv_cache")  # or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
+        self.wake(
+            "weights", "kv_cache"
+        )  # or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -167,9 +180,16 @@ class HFEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device)
+        self.lm = (
+            AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+            .eval()
+            .to(device)
+        )
         self.tokens = tokens  # bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
-        eos, tokenizer_eos = self.lm.generation_config.eos_token_id, AutoTokenizer.from_pretrained(model).eos_token_id
+        eos, tokenizer_eos = (
+            self.lm.generation_config.eos_token_id,
+            AutoTokenizer.from_pretrained(model).eos_token_id,
+        )
         self.eos = [tokenizer_eos] if eos is None else eos if isinstance(eos, list) else [eos]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -197,33 +217,54 @@ class HFEngine:
         most = max(1, self.tokens // (max(map(len, prompts), default=0) + max_tokens))
         for chunk in even(rows, most):
             drawn = self.decode(
-                [prompts[i] for i, _ in chunk], [seed for _, seed in chunk], temperature, top_p, max_tokens
+                [prompts[i] for i, _ in chunk],
+                [seed for _, seed in chunk],
+                temperature,
+                top_p,
+                max_tokens,
             )
             for (i, _), sample in zip(chunk, drawn, strict=True):
                 samples[i].append(sample)
         return samples
 
     def decode(
-        self, prompts: list[list[int]], seeds: list[int], temperature: float, top_p: float, max_tokens: int
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
     ) -> list[Sample]:
         """One sample a prompt. Rows that are done leave the batch when a quarter of it is: transformers' own generate keeps
         them to the end, which costs half as much again on uneven lengths."""
         device, width = self.lm.device, max(map(len, prompts))
-        ids = torch.tensor([[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device)  # flush right
+        ids = torch.tensor(
+            [[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device
+        )  # flush right
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        draws = [torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        draws = [
+            torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+            for s in seeds
+        ]
         uniform, eos = torch.stack(draws).to(device), torch.tensor(self.eos, device=device)
         tokens = torch.full((len(prompts), max_tokens), self.eos[0], device=device)
         logps = torch.zeros(len(prompts), max_tokens, device=device)
         length = torch.full((len(prompts),), max_tokens, device=device)
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        alive, cache = torch.arange(len(prompts), device=device), DynamicCache(config=self.lm.config)
+        alive, cache = (
+            torch.arange(len(prompts), device=device),
+            DynamicCache(config=self.lm.config),
+        )
         for t in range(max_tokens):
             out = self.lm(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
                           use_cache=True, logits_to_keep=1)  # fmt: skip
-            logp = nucleus(torch.log_softmax(out.logits[:, -1].float() / max(temperature, 1e-6), dim=-1), top_p)
-            summed = logp.double().exp().cumsum(-1)  # the token at which the summed probabilities pass a uniform number
+            logp = nucleus(
+                torch.log_softmax(out.logits[:, -1].float() / max(temperature, 1e-6), dim=-1), top_p
+            )
+            summed = (
+                logp.double().exp().cumsum(-1)
+            )  # the token at which the summed probabilities pass a uniform number
             token = torch.searchsorted(summed, uniform[alive, t, None] * summed[:, -1:], right=True)
             token = token.clamp(max=logp.shape[1] - 1)  # rounding could pass the end
             tokens[alive, t], logps[alive, t] = token[:, 0], logp.gather(-1, token)[:, 0]
@@ -239,7 +280,9 @@ class HFEngine:
                 alive, token, mask, position = alive[kept], token[kept], mask[kept], position[kept]
             ids, mask = token, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             position = position[:, -1:] + 1
-        ended = zip(tokens.tolist(), logps.tolist(), length.tolist(), finished.tolist(), strict=True)
+        ended = zip(
+            tokens.tolist(), logps.tolist(), length.tolist(), finished.tolist(), strict=True
+        )
         return [Sample(row[:n], logp[:n], done) for row, logp, n, done in ended]
 
     def close(self) -> None:
@@ -267,7 +310,9 @@ class WrongWeights(RuntimeError):
     """Sampler and trainer are not the same policy."""
 
 
-def check_gap(engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str) -> float:
+def check_gap(
+    engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str
+) -> float:
     """Mean |engine - trainer| log-prob over some samples, nats. WrongWeights when it is more than rounding: then the
     weights did not arrive, or temperature or chat template differ, and every importance ratio would be wrong."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()

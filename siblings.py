@@ -49,7 +49,9 @@ def row_mean(x: Tensor, mask: Tensor) -> Tensor:
 def grouped(rewards: Tensor, group_size: int) -> Tensor:
     """(B,) -> (B / group_size, group_size), the groups consecutive. ValueError when the sizes do not fit."""
     if group_size < 2 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)")
+        raise ValueError(
+            f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)"
+        )
     return rewards.view(-1, group_size)
 
 
@@ -64,20 +66,32 @@ def ppo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **
 
 
 def clip_higher(
-    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, eps_low: float = 0.2, eps_high: float = 0.28, **_
+    *,
+    logp: Tensor,
+    logp_b: Tensor,
+    advantages: Tensor,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    **_,
 ) -> Tensor:
     """DAPO's clip-higher (Yu et al. 2025, arXiv 2503.14476): a wider upper side leaves rare tokens room to grow. Its
     own widths, not clip_eps. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())
-    return clipped(ratio, advantages, 1 - eps_low, 1 + eps_high)  # -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
+    return clipped(
+        ratio, advantages, 1 - eps_low, 1 + eps_high
+    )  # -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
 
 
-def decoupled_ppo(*, logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_) -> Tensor:
+def decoupled_ppo(
+    *, logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_
+) -> Tensor:
     """Decoupled PPO (Hilton et al. 2021, arXiv 2110.00641; AReaL, Fu et al. 2025, arXiv 2505.24298): the importance
     weight and the trust region use two policies. Mix-PPG's band has width eps in r, this one has width w eps. (B, T)"""
     weight = torch.exp(logp_k - logp_b).detach()  # w = pi_k / pi_b
     ratio = torch.exp(logp - logp_k.detach())  # u = pi_theta / pi_k
-    return weight * clipped(ratio, advantages, 1 - clip_eps, 1 + clip_eps)  # -w min(u A, clip(u, 1 +- eps) A)
+    return weight * clipped(
+        ratio, advantages, 1 - clip_eps, 1 + clip_eps
+    )  # -w min(u A, clip(u, 1 +- eps) A)
 
 
 def dr_grpo_advantages(rewards: Tensor, group_size: int) -> Tensor:
@@ -100,21 +114,29 @@ def gspo(
 ) -> Tensor:
     """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio a response, the geometric mean of its tokens' ratios, hence
     the narrow clip. [open] advantages that differ within a response (PPO's) enter as their mean. (B,)"""
-    ratio = torch.exp(row_mean(logp - logp_b.detach(), mask))  # s = (pi_theta(y) / pi_b(y))^(1 / |y|)
-    return clipped(ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high)  # -min(s A, clip(s) A)
+    ratio = torch.exp(
+        row_mean(logp - logp_b.detach(), mask)
+    )  # s = (pi_theta(y) / pi_b(y))^(1 / |y|)
+    return clipped(
+        ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high
+    )  # -min(s A, clip(s) A)
 
 
 # ------------------------------------------------------------------------------------------------ weighted REINFORCE
 
 
-def cispo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_) -> Tensor:
+def cispo(
+    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_
+) -> Tensor:
     """CISPO (MiniMax-M1, 2025, arXiv 2506.13585): the importance weight is clipped, so no token loses its gradient. As
     in the paper only the upper side is. [open] the paper does not print its cap; 5 is ms-swift's. (B, T)"""
     weight = torch.exp(logp - logp_b).clamp(max=ratio_cap).detach()
     return -weight * advantages * logp  # -sg(min(r, cap)) A log pi_theta
 
 
-def minpro(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_) -> Tensor:
+def minpro(
+    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_
+) -> Tensor:
     """MinPRO (Lei et al. 2026, arXiv 2601.22718). The exact weight of token t is the ratio of its whole prefix, prod_{i
     <= t} r_i; the product over i < t is replaced by its smallest factor (1 for the first token). (B, T)
 
@@ -122,7 +144,9 @@ def minpro(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float
     """
     log_ratio = (logp - logp_b).detach()
     before = torch.zeros_like(log_ratio)  # log of the smallest ratio over i < t
-    before[:, 1:] = log_ratio.cummin(1).values[:, :-1]  # right-padded, so no pad comes before a token
+    before[:, 1:] = log_ratio.cummin(1).values[
+        :, :-1
+    ]  # right-padded, so no pad comes before a token
     weight = torch.exp(log_ratio + before).clamp(max=ratio_cap)
     return -weight * advantages * logp  # -sg(min(r_t min_{i < t} r_i, cap)) A log pi_theta
 
@@ -138,7 +162,9 @@ def topr(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, **_)
     supervised training; a wrong one fades out as the policy leaves it, so it is not pushed down for ever. (B,)"""
     reward = row_mean(advantages, mask)
     log_ratio = row_sum(logp - logp_b, mask).detach()  # of the whole response
-    weight = torch.where(reward < 0, torch.exp(log_ratio.clamp(max=0)), 1)  # [pi_theta(y) / pi_b(y)]_0^1 or 1
+    weight = torch.where(
+        reward < 0, torch.exp(log_ratio.clamp(max=0)), 1
+    )  # [pi_theta(y) / pi_b(y)]_0^1 or 1
     return -weight * reward * row_sum(logp, mask)  # -sg(weight) R log pi_theta(y)
 
 
@@ -157,7 +183,9 @@ def asymre(*, logp: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
 # ------------------------------------------------------------------------------------------------ regression
 
 
-def opmd(*, logp: Tensor, logp_k: Tensor, advantages: Tensor, mask: Tensor, tau: float = 1e-3, **_) -> Tensor:
+def opmd(
+    *, logp: Tensor, logp_k: Tensor, advantages: Tensor, mask: Tensor, tau: float = 1e-3, **_
+) -> Tensor:
     """Online policy mirror descent (Kimi k1.5, 2025, arXiv 2501.12599): regression of tau log(pi_theta / pi_k) on
     r - tau log Z, with tau log Z estimated by the group's mean reward. Off-policy as it is, so no ratio. (B,)
 
@@ -165,30 +193,40 @@ def opmd(*, logp: Tensor, logp_k: Tensor, advantages: Tensor, mask: Tensor, tau:
     Trinity-RFT's "opmd" drops the square: -A log pi_theta / (1 + tau).
     """
     log_ratio = row_sum(logp - logp_k.detach(), mask)  # log(pi_theta(y) / pi_k(y))
-    return -row_sum(advantages * logp, mask) + tau / 2 * log_ratio.square()  # -(r - mean) log pi + tau / 2 log_ratio^2
+    return (
+        -row_sum(advantages * logp, mask) + tau / 2 * log_ratio.square()
+    )  # -(r - mean) log pi + tau / 2 log_ratio^2
 
 
 def oapl_advantages(rewards: Tensor, group_size: int, beta_value: float = 1.0) -> Tensor:
     """r - V* within the group, (B,) -> (B,), where V* = beta log mean exp(r / beta): the mean of the group for a large
     beta, its best reward for a small one. Not centred: V* is at least the mean."""
     groups = grouped(rewards, group_size)
-    value = beta_value * (torch.logsumexp(groups / beta_value, 1, keepdim=True) - math.log(group_size))
+    value = beta_value * (
+        torch.logsumexp(groups / beta_value, 1, keepdim=True) - math.log(group_size)
+    )
     return (groups - value).view(-1)
 
 
-def oapl(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, beta: float = 1e-3, **_) -> Tensor:
+def oapl(
+    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, beta: float = 1e-3, **_
+) -> Tensor:
     """OAPL, optimal advantage with a lagged inference policy (Ritter et al. 2026, arXiv 2602.19362, Eq. 3): regression
     on the optimal advantage; pi_b is what the optimal policy is tilted from, however old. The two betas are two
     constants in the paper. The gradient is of the order of beta, so a gradient clip of 1 never acts. (B,)"""
     log_ratio = row_sum(logp - logp_b.detach(), mask)  # log(pi_theta(y) / pi_b(y))
-    return (beta * log_ratio - row_mean(advantages, mask)).square()  # (beta log(pi_theta / pi_b) - (r - V*))^2
+    return (
+        beta * log_ratio - row_mean(advantages, mask)
+    ).square()  # (beta log(pi_theta / pi_b) - (r - V*))^2
 
 
 # ------------------------------------------------------------------------------------------------ whole mini-batch
 
 
 @torch.no_grad()
-def m2po_cut(logp: Tensor, logp_b: Tensor, advantages: Tensor, threshold: float = 0.04) -> dict[str, float]:
+def m2po_cut(
+    logp: Tensor, logp_b: Tensor, advantages: Tensor, threshold: float = 0.04
+) -> dict[str, float]:
     """The smallest |log r| that M2PO masks: of the tokens that its mask is about, the largest are taken out until the
     mean of (log r)^2 over those left is at most the threshold. inf: nothing to mask. Flat inputs (tokens,)."""
     log_ratio = logp - logp_b
@@ -224,7 +262,9 @@ def bapo_bounds(
     code raises the lower bound first and compares positive / negative with 1.
     """
     ratio, A = torch.exp(logp - logp_b).double(), advantages.double()
-    lows, highs = ([a + i * step for i in range(round((b - a) / step) + 1)] for a, b, step in (low, high))
+    lows, highs = (
+        [a + i * step for i in range(round((b - a) / step) + 1)] for a, b, step in (low, high)
+    )
     for c_low, c_high in [(lows[0], c) for c in highs] + [(c, highs[-1]) for c in lows[1:]]:
         share = clipped(ratio, A, c_low, c_high).abs()
         if share[A > 0].sum() >= target * share.sum():
@@ -232,7 +272,9 @@ def bapo_bounds(
     return dict(low=c_low, high=c_high)
 
 
-def bapo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: float, **_) -> Tensor:
+def bapo(
+    *, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: float, **_
+) -> Tensor:
     """BAPO, balanced policy optimisation with adaptive clipping (Xi et al. 2025, arXiv 2510.18927): PPO between bounds
     that are set anew for each mini-batch, so that wrong responses do not drown the right ones. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())
@@ -244,7 +286,12 @@ def bapo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: 
 
 @torch.no_grad()
 def engine_weight(
-    logp_trainer: Tensor, logp_engine: Tensor, kind: str, cap: float = 2.0, low: float = 0.5, high: float = 5.0
+    logp_trainer: Tensor,
+    logp_engine: Tensor,
+    kind: str,
+    cap: float = 2.0,
+    low: float = 0.5,
+    high: float = 5.0,
 ) -> Tensor:
     """Weight of each token, any shape, for the gap between the trainer's and the sampling engine's log-prob of one and the
     same policy; multiplies any loss that is built on the trainer's log-probs. No gradient.
@@ -256,7 +303,9 @@ def engine_weight(
     if kind == "tis":
         return ratio.clamp(max=cap)  # min(k, cap)
     if kind == "icepop":
-        return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)  # k inside [low, high], 0 outside
+        return torch.where(
+            (ratio >= low) & (ratio <= high), ratio, 0.0
+        )  # k inside [low, high], 0 outside
     raise ValueError(f"kind must be tis or icepop, not {kind!r}")
 
 
@@ -266,34 +315,56 @@ def engine_weight(
 class Sibling(NamedTuple):
     loss: Callable[..., Tensor]
     source: str
-    advantage: Callable[[Tensor, int], Tensor] | None = None  # None: loss.group_advantages, or PPO's GAE
+    advantage: Callable[[Tensor, int], Tensor] | None = (
+        None  # None: loss.group_advantages, or PPO's GAE
+    )
     whole: Callable[[Tensor, Tensor, Tensor], dict[str, float]] | None = None
     per: str = "token"  # or "response", "constant"
 
 
 SIBLINGS: dict[str, Sibling] = dict(
     ppo=Sibling(ppo, "Schulman et al. 2017, arXiv 1707.06347"),
-    decoupled_ppo=Sibling(decoupled_ppo, "Hilton et al. 2021, arXiv 2110.00641; AReaL 2025, arXiv 2505.24298"),
+    decoupled_ppo=Sibling(
+        decoupled_ppo, "Hilton et al. 2021, arXiv 2110.00641; AReaL 2025, arXiv 2505.24298"
+    ),
     clip_higher=Sibling(clip_higher, "DAPO, Yu et al. 2025, arXiv 2503.14476"),
-    dr_grpo=Sibling(ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"),
+    dr_grpo=Sibling(
+        ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"
+    ),
     gspo=Sibling(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
     cispo=Sibling(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
     minpro=Sibling(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
     m2po=Sibling(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
     bapo=Sibling(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
-    topr=Sibling(topr, "Le Roux et al. 2025, arXiv 2503.14286", advantage=topr_advantages, per="response"),
-    asymre=Sibling(asymre, "Arnal et al. 2025, arXiv 2506.20520", advantage=asymre_advantages, per="response"),
-    opmd=Sibling(opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"),
-    oapl=Sibling(oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"),
+    topr=Sibling(
+        topr, "Le Roux et al. 2025, arXiv 2503.14286", advantage=topr_advantages, per="response"
+    ),
+    asymre=Sibling(
+        asymre, "Arnal et al. 2025, arXiv 2506.20520", advantage=asymre_advantages, per="response"
+    ),
+    opmd=Sibling(
+        opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"
+    ),
+    oapl=Sibling(
+        oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"
+    ),
 )
 
 
 def sibling_loss(
-    sibling: Sibling, known: dict, weight: Tensor | float, *, tokens: int, responses: int, max_tokens: int
+    sibling: Sibling,
+    known: dict,
+    weight: Tensor | float,
+    *,
+    tokens: int,
+    responses: int,
+    max_tokens: int,
 ) -> Tensor:
     """What a micro-batch adds to the loss of its mini-batch, a scalar.  known: the keywords of the losses above;
     weight: of each token, (B, T) or 1;  tokens, responses: of the whole mini-batch;  max_tokens: a response may have."""
     pg = sibling.loss(**known)
     if sibling.per == "response":
         return pg.sum() / responses
-    return token_mean(weight * pg, known["mask"], tokens if sibling.per == "token" else responses * max_tokens)
+    return token_mean(
+        weight * pg, known["mask"], tokens if sibling.per == "token" else responses * max_tokens
+    )

@@ -18,8 +18,8 @@ top_p 0.95. At temperature 1 a guess (62 % of the samples) is right 7 times in 1
 Left out, on purpose: language. The tokenizer has a token for every word of the task and falls back to bytes, so any
 other text can be encoded, but this model has learnt nothing about it.
 
-    python base_model.py                      # makes cache/tiny-<hash of the settings>/, a normal Hugging Face folder
-    python base_model.py --out DIR --seed 1   # every field of BaseModel is a flag
+    python tiny.py                      # makes cache/tiny-<hash of the settings>/, a normal Hugging Face folder
+    python tiny.py --out DIR --seed 1   # every field of BaseModel is a flag
 """
 
 import argparse
@@ -48,11 +48,24 @@ from transformers.utils import logging as transformers_logging
 VERSION = 2  # raise it when a change below makes another model from the same settings: it is part of the cache's name
 
 LENGTHS = range(3, 8)  # how many numbers a problem has: its difficulty
-TOTALS = range(30)  # every running total of a problem lies here: 450 sums and differences to know by heart
+TOTALS = range(
+    30
+)  # every running total of a problem lies here: 450 sums and differences to know by heart
 TRAIN, TEST = 4000, 200  # problems, equally many of each length
 
 PAD, EOS, USER, ASSISTANT = "<|pad|>", "<|im_end|>", "<|user|>", "<|assistant|>"
-WORDS = ["</think>", "\\boxed{", "}", "Wait", "check", "makes", "I", "guess", *",:;+-=", *map(str, range(100))]
+WORDS = [
+    "</think>",
+    "\\boxed{",
+    "}",
+    "Wait",
+    "check",
+    "makes",
+    "I",
+    "guess",
+    *",:;+-=",
+    *map(str, range(100)),
+]
 CHAT_TEMPLATE = (  # <|user|> 7 + 4 + 8<|assistant|><think> 7 + 4 = 11 ; ...<|im_end|>
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|im_end|>"
@@ -89,10 +102,17 @@ class BaseModel:
     # fmt: on
 
     def __post_init__(self):
-        if not 0 <= self.guess_share + self.reason_share <= 1 or min(self.guess_share, self.reason_share) < 0:
-            raise ValueError("guess_share and reason_share must not be negative and must add up to 1 at most")
+        if (
+            not 0 <= self.guess_share + self.reason_share <= 1
+            or min(self.guess_share, self.reason_share) < 0
+        ):
+            raise ValueError(
+                "guess_share and reason_share must not be negative and must add up to 1 at most"
+            )
         if self.hidden_size % self.heads or self.hidden_size // self.heads not in (32, 64):
-            raise ValueError(f"hidden_size / heads must be 32 or 64, not {self.hidden_size} / {self.heads}")
+            raise ValueError(
+                f"hidden_size / heads must be 32 or 64, not {self.hidden_size} / {self.heads}"
+            )
         if not 0 <= self.mending <= 1:
             raise ValueError("mending must be between 0 and 1")
         if self.batch_size < 2 or self.steps < 1:
@@ -106,7 +126,9 @@ def named(name: str) -> BaseModel:
     for part in filter(None, name.partition(":")[2].split(",")):
         key, _, value = part.partition("=")
         if key not in types:
-            raise ValueError(f"--model {name}: the embedded model has no setting {key!r}; it has {', '.join(types)}")
+            raise ValueError(
+                f"--model {name}: the embedded model has no setting {key!r}; it has {', '.join(types)}"
+            )
         try:
             changes[key] = types[key](value)
         except ValueError:
@@ -194,15 +216,20 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
     if habit == "guess":
         answer = sum(terms)
         spread = settings.guess_spread
-        answer = rng.randint(answer - min(answer, spread), answer + spread)  # there is no word below 0
+        answer = rng.randint(
+            answer - min(answer, spread), answer + spread
+        )  # there is no word below 0
         thought = f"I guess {answer}"
     else:
         totals = first_pass(rng, terms, settings)
         thought = " ; ".join(
-            f"{a} {op} {b} = {c}" for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True)
+            f"{a} {op} {b} = {c}"
+            for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True)
         )
         answer = totals[-1]
-    if habit == "check":  # another notation than the first pass, a chain, so that its slips do not leak in
+    if (
+        habit == "check"
+    ):  # another notation than the first pass, a chain, so that its slips do not leak in
         answer = total = terms[0]
         thought += f" ; Wait , check : {total}"
         repeats = settings.mending < 1 and rng.random() >= settings.mending
@@ -218,13 +245,21 @@ def demonstrations(settings: BaseModel) -> list[tuple[str, str]]:
     rng = random.Random(settings.seed)
     test = {problem_text(terms) for terms in _splits()[1]}
     habits = ("guess", "reason", "check")
-    shares = (settings.guess_share, settings.reason_share, 1 - settings.guess_share - settings.reason_share)
+    shares = (
+        settings.guess_share,
+        settings.reason_share,
+        1 - settings.guess_share - settings.reason_share,
+    )
     count = settings.steps * settings.batch_size
     pairs = []
     while len(pairs) < count:
         terms = draw_problem(rng, rng.choice(LENGTHS))
         if problem_text(terms) not in test:
-            habit = "check" if len(pairs) < settings.check_steps * count else rng.choices(habits, shares)[0]
+            habit = (
+                "check"
+                if len(pairs) < settings.check_steps * count
+                else rng.choices(habits, shares)[0]
+            )
             pairs.append((problem_text(terms), demonstration(rng, terms, habit, settings)))
     return pairs
 
@@ -239,7 +274,9 @@ def make_tokenizer() -> Qwen2Tokenizer:
     AutoTokenizer loads no other for a Qwen2 model; it would split numbers, hence words are added tokens, which come first.
     """
     bytes_ = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(vocab=bytes_, merges=[], unk_token=None, eos_token=EOS, pad_token=PAD)
+    tokenizer = Qwen2Tokenizer(
+        vocab=bytes_, merges=[], unk_token=None, eos_token=EOS, pad_token=PAD
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT]})
     tokenizer.add_tokens(["<think>"] + [AddedToken(" " + word, normalized=False) for word in WORDS])
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -261,12 +298,16 @@ def _encode(tokenizer: Qwen2Tokenizer, settings: BaseModel) -> list[tuple[list[i
 
 def _loss(model: Qwen2ForCausalLM, rows: list[tuple[list[int], int]]) -> torch.Tensor:
     """Summed cross-entropy of the response tokens. Right padding needs no attention mask under a causal one."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r, _ in rows], batch_first=True)  # (B, T)
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(r) for r, _ in rows], batch_first=True
+    )  # (B, T)
     start = torch.tensor([p for _, p in rows])[:, None]
     end = torch.tensor([len(r) for r, _ in rows])[:, None]
     at = torch.arange(1, ids.shape[1])
     mask = (at >= start) & (at < end)  # (B, T-1): the targets that are response tokens
-    hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[mask]  # the head runs on these alone
+    hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[
+        mask
+    ]  # the head runs on these alone
     return F.cross_entropy(model.lm_head(hidden), ids[:, 1:][mask], reduction="sum")
 
 
@@ -280,7 +321,10 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # the common 10,000 is for longer texts
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 100.0,
+        },  # the common 10,000 is for longer texts
         initializer_range=0.1,  # about width ** -0.5; with the common 0.02 copying takes several times the steps
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -299,22 +343,35 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
     rows = _encode(tokenizer, settings)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    adamw = torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    muon = torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    muon = torch.optim.Muon(
+        matrices, lr=settings.muon_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
     warmup = max(1, settings.steps // 20)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda t: min((t + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * t / settings.steps))
+            optimizer,
+            lambda t: min((t + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * t / settings.steps)),
         )
         for optimizer in (adamw, muon)
     ]
-    bar = tqdm(range(settings.steps), desc="base model", unit="step", disable=quiet, mininterval=1.0)
+    bar = tqdm(
+        range(settings.steps), desc="base model", unit="step", disable=quiet, mininterval=1.0
+    )
     for step in bar:
-        batch = sorted(rows[step * settings.batch_size : (step + 1) * settings.batch_size], key=lambda r: len(r[0]))
+        batch = sorted(
+            rows[step * settings.batch_size : (step + 1) * settings.batch_size],
+            key=lambda r: len(r[0]),
+        )
         tokens = sum(len(ids) - prompt for ids, prompt in batch)
         half = settings.batch_size // 2
         total = 0.0
-        for part in (batch[:half], batch[half:]):  # the short and the long ones, so that less is padding
+        for part in (
+            batch[:half],
+            batch[half:],
+        ):  # the short and the long ones, so that less is padding
             loss = _loss(model, part) / tokens
             loss.backward()
             total += loss.item()
@@ -330,7 +387,9 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
 # ---- folder -------------------------------------------------------------------------------------------------------
 
 
-def make_base_model(out: str | None = None, settings: BaseModel = BaseModel(), quiet: bool = False) -> str:
+def make_base_model(
+    out: str | None = None, settings: BaseModel = BaseModel(), quiet: bool = False
+) -> str:
     """Path of the folder with the base model of `settings`, by default cache/tiny-<hash> beside this file.
 
     Made on one thread if it is not there, and put there whole, in one rename; two processes may race. Raises
@@ -342,11 +401,15 @@ def make_base_model(out: str | None = None, settings: BaseModel = BaseModel(), q
     record = target / "base_model.json"
     if target.exists():
         if not record.is_file() or record.read_text() != made_from:
-            raise FileExistsError(f"{target} exists and is not the base model of these settings: give another --out")
+            raise FileExistsError(
+                f"{target} exists and is not the base model of these settings: give another --out"
+            )
         return str(target)
 
     tokenizer, threads = make_tokenizer(), torch.get_num_threads()
-    torch.set_num_threads(1)  # for such small matrices the fastest, and the same model on every machine of a kind
+    torch.set_num_threads(
+        1
+    )  # for such small matrices the fastest, and the same model on every machine of a kind
     try:
         with torch.random.fork_rng(devices=[]):
             model = _train(tokenizer, settings, quiet)
@@ -379,7 +442,9 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--out", help="folder to make; without it cache/tiny-<hash of the settings>")
+    parser.add_argument(
+        "--out", help="folder to make; without it cache/tiny-<hash of the settings>"
+    )
     for f in dataclasses.fields(BaseModel):
         text = f.metadata["help"].replace("%", "%%")
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=text)
@@ -388,7 +453,7 @@ def main() -> None:
     try:
         print(make_base_model(out, BaseModel(**flags)))
     except (ValueError, FileExistsError) as error:
-        sys.exit(f"base_model.py: {error}")
+        sys.exit(f"tiny.py: {error}")
 
 
 if __name__ == "__main__":

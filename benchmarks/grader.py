@@ -21,9 +21,26 @@ import reward
 
 BOUNDS = {"accuracy": 0.995, "median_s": 0.001, "p99_s": 0.2, "max_s": 2.0}
 HOSTILE = [
-    *["9^{9^{9^{9}}}", "100000!", r"10^{10^{10}}", "(x+1)^{5000}", r"\binom{10^9}{5}", "(" * 200 + "1" + ")" * 200],
-    *["1" * 10**6, r"\frac{1}{" * 60 + "2" + "}" * 60, r"\sum_{k=1}^{10^9} k", "x^{" * 40 + "2" + "}" * 40],
-    *["((5!)!)!", "__import__('os').system('true')", r"\sqrt{" * 60 + "2" + "}" * 60, r"\sin(10^{100000})"],
+    *[
+        "9^{9^{9^{9}}}",
+        "100000!",
+        r"10^{10^{10}}",
+        "(x+1)^{5000}",
+        r"\binom{10^9}{5}",
+        "(" * 200 + "1" + ")" * 200,
+    ],
+    *[
+        "1" * 10**6,
+        r"\frac{1}{" * 60 + "2" + "}" * 60,
+        r"\sum_{k=1}^{10^9} k",
+        "x^{" * 40 + "2" + "}" * 40,
+    ],
+    *[
+        "((5!)!)!",
+        "__import__('os').system('true')",
+        r"\sqrt{" * 60 + "2" + "}" * 60,
+        r"\sin(10^{100000})",
+    ],
 ]
 
 
@@ -47,7 +64,9 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
         start = time.perf_counter()
         try:
             verdict = grader(pred, row["gold"])
-        except Exception:  # math-verify alone; ours is not meant to raise, and the count of rights would show it
+        except (
+            Exception
+        ):  # math-verify alone; ours is not meant to raise, and the count of rights would show it
             verdict = None
         seconds.append(time.perf_counter() - start)
         right.append(verdict == row["expected"])
@@ -57,16 +76,28 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
 def summary(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     at = {"median_s": 0.5, "p99_s": 0.99, "max_s": 1.0}
-    return {name: ordered[min(int(share * len(ordered)), len(ordered) - 1)] for name, share in at.items()}
+    return {
+        name: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+        for name, share in at.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", metavar="CASES.jsonl")
-    parser.add_argument("--ours-only", action="store_true", help="skip math-verify, which may take minutes")
-    parser.add_argument("--show", action="store_true", help="print each case that the grader gets wrong")
+    parser.add_argument(
+        "--ours-only", action="store_true", help="skip math-verify, which may take minutes"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print each case that the grader gets wrong"
+    )
     options = parser.parse_args()
-    rows = [{"gold": "8", "pred": pred, "expected": False, "kind": "hostile (built in)"} for pred in HOSTILE]
+    rows = [
+        {"gold": "8", "pred": pred, "expected": False, "kind": "hostile (built in)"}
+        for pred in HOSTILE
+    ]
     for name in options.files:
         with open(name) as file:
             rows += [json.loads(line) for line in file if line.strip()]
@@ -76,29 +107,50 @@ def main() -> None:
         for kind, cases in KINDS.items():
             for gold, *preds in cases:
                 verdicts = zip((True, False), preds, strict=True)
-                flat = [(pred, expected) for expected, some in verdicts for pred in some if isinstance(gold, str)]
-                rows += [{"gold": gold, "pred": pred, "expected": expected, "kind": kind} for pred, expected in flat]
+                flat = [
+                    (pred, expected)
+                    for expected, some in verdicts
+                    for pred in some
+                    if isinstance(gold, str)
+                ]
+                rows += [
+                    {"gold": gold, "pred": pred, "expected": expected, "kind": kind}
+                    for pred, expected in flat
+                ]
 
     logging.disable(logging.WARNING)  # math-verify logs each answer that it cannot read
-    reward.equivalent(r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}")  # fills the parser's tables, once
-    graders = {"reward.py": ours} | ({} if options.ours_only else {"math-verify": math_verify_alone})
+    reward.equivalent(
+        r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}"
+    )  # fills the parser's tables, once
+    graders = {"reward.py": ours} | (
+        {} if options.ours_only else {"math-verify": math_verify_alone}
+    )
     results = {name: grade(grader, rows) for name, grader in graders.items()}
 
-    kinds = sorted({row["kind"] for row in rows}, key=lambda kind: (kind.startswith("hostile"), kind))
+    kinds = sorted(
+        {row["kind"] for row in rows}, key=lambda kind: (kind.startswith("hostile"), kind)
+    )
     print(f"{'kind':24}{'cases':>8}" + "".join(f"{name:>14}" for name in graders))
     for kind in [*kinds, None]:
         chosen = [i for i, row in enumerate(rows) if kind in (row["kind"], None)]
         shares = [sum(right[i] for i in chosen) / len(chosen) for right, _ in results.values()]
-        print(f"{kind or 'all':24}{len(chosen):>8}" + "".join(f"{share:>14.2%}" for share in shares))
+        print(
+            f"{kind or 'all':24}{len(chosen):>8}" + "".join(f"{share:>14.2%}" for share in shares)
+        )
     for name in ("median_s", "p99_s", "max_s"):
-        print(f"{name:32}" + "".join(f"{summary(seconds)[name]:>14.5f}" for _, seconds in results.values()))
+        print(
+            f"{name:32}"
+            + "".join(f"{summary(seconds)[name]:>14.5f}" for _, seconds in results.values())
+        )
 
     right, seconds = results["reward.py"]
     if options.show:
         for row in (row for row, fine in zip(rows, right, strict=True) if not fine):
             print("WRONG", json.dumps(row)[:300])
     measured = {"accuracy": sum(right) / len(right)} | summary(seconds)
-    broken = {n: v for n, v in measured.items() if (v < BOUNDS[n] if n == "accuracy" else v > BOUNDS[n])}
+    broken = {
+        n: v for n, v in measured.items() if (v < BOUNDS[n] if n == "accuracy" else v > BOUNDS[n])
+    }
     if broken:
         sys.exit(f"out of bounds: {broken}, of {BOUNDS}")
 

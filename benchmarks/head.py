@@ -85,12 +85,16 @@ def exact(hidden, weight, labels, d_logp, d_H, reference=None):
     if reference is None:
         d = -p * (d_logp[:, None] + d_H[:, None] * (log_p + H[:, None])).double()
     else:  # H + KL is the cross entropy -sum p log q
-        log_q = torch.cat([reference[0].double() @ w.double().T for w in reference[1].split(8192)], -1)
+        log_q = torch.cat(
+            [reference[0].double() @ w.double().T for w in reference[1].split(8192)], -1
+        )
         log_q = torch.log_softmax(log_q, -1)
         H = -(p * log_q).sum(-1)
         d = -p * (d_logp[:, None] + d_H[:, None] * (log_q + H[:, None])).double()
     d.scatter_add_(-1, y, d_logp[:, None].double())
-    d_rows = sum(part @ w.double() for part, w in zip(d.split(8192, -1), weight.split(8192), strict=True))
+    d_rows = sum(
+        part @ w.double() for part, w in zip(d.split(8192, -1), weight.split(8192), strict=True)
+    )
     return log_p.gather(-1, y).squeeze(-1), H, d_rows, (d.T @ rows).float()
 
 
@@ -107,7 +111,10 @@ def measure(way: str, options) -> dict:
 
     reference = None
     if way in WAYS_KL:
-        reference = torch.randn(N, H).mul_(3 / H**0.5), (weight + torch.randn(V, H).mul_(0.3)).detach()
+        reference = (
+            torch.randn(N, H).mul_(3 / H**0.5),
+            (weight + torch.randn(V, H).mul_(0.3)).detach(),
+        )
 
     def step(hidden, at):
         of = reference and (reference[0][at], reference[1])
@@ -143,23 +150,36 @@ def measure(way: str, options) -> dict:
                  reference and (reference[0][at], reference[1]))  # fmt: skip
     ours = (logp[at], None if entropy is None else entropy[at], hidden.grad[at], weight.grad)
     scale = (1, 1, true[2].abs().max(), true[3].abs().max())
-    error = [None if a is None else float((a - b).abs().max() / s) for a, b, s in zip(ours, true, scale, strict=True)]
+    error = [
+        None if a is None else float((a - b).abs().max() / s)
+        for a, b, s in zip(ours, true, scale, strict=True)
+    ]
     one = (N * H * 4 + chunk) / MiB  # hidden states and one chunk of logits
-    return dict(way=way, peak_mib=peak / MiB, unit_mib=one, cpu_s=min(cpu), wall_s=min(wall), error=error)
+    return dict(
+        way=way, peak_mib=peak / MiB, unit_mib=one, cpu_s=min(cpu), wall_s=min(wall), error=error
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in dict(vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1).items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in dict(
+        vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1
+    ).items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--ways", nargs="+", choices=WAYS + WAYS_KL, default=WAYS)
     parser.add_argument("--out", help="a file to append one JSON line a way to")
-    parser.add_argument("--one", choices=WAYS + WAYS_KL, help=argparse.SUPPRESS)  # measure in this process
+    parser.add_argument(
+        "--one", choices=WAYS + WAYS_KL, help=argparse.SUPPRESS
+    )  # measure in this process
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options)))
         return
-    sizes = {name: getattr(options, name) for name in ("vocab", "tokens", "hidden", "threads", "repeats")}
+    sizes = {
+        name: getattr(options, name) for name in ("vocab", "tokens", "hidden", "threads", "repeats")
+    }
     print(", ".join(f"{name} {value:,}" for name, value in sizes.items()), end="\n\n")
     print(
         "| way | peak MiB | / (hidden + chunk) | CPU s | / plain | wall s | error: log-prob | entropy | d hidden | d weight |"
@@ -169,7 +189,9 @@ def main() -> None:
     for way in options.ways:
         flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
         env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run([sys.executable, __file__, "--one", way, *flags], stdout=subprocess.PIPE, env=env)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", way, *flags], stdout=subprocess.PIPE, env=env
+        )
         if done.returncode:
             print(f"| {way} | failed, exit status {done.returncode} |", flush=True)
             continue

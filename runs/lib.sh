@@ -9,7 +9,7 @@ bash install.sh
 # the slips themselves have to be unlearnt. 24 steps, reincarnation after 12, lambda's schedule shortened to match.
 study="--model tiny:mending=0 --engine hf --steps 24 --reincarnation_step 12 --kl_convex schedule:4,2 --eval_every 12 --eval_n 2"
 plain="--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0" # PPO or GRPO
-.venv/bin/python -c "import base_model as b; b.make_base_model(settings=b.named('tiny:mending=0'))" # once, not by every run
+.venv/bin/python -c "import tiny; tiny.make_base_model(settings=tiny.named('tiny:mending=0'))" # once, not by every run
 
 lr() { .venv/bin/python runs/best_lr.py "$1"; } # the learning rate that runs/tune.sh found for a method
 

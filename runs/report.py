@@ -39,7 +39,9 @@ def seeds(name: str) -> list[list[dict]]:
     runs = [read_run(path) for path in sorted((RUNS / folder).glob(f"{label}-seed[0-9]"))]
     for rows, config in runs:
         if max(rows) < config["steps"]:
-            raise SystemExit(f"{name}: a run stopped at step {max(rows)} of {config['steps']}; go on with its script")
+            raise SystemExit(
+                f"{name}: a run stopped at step {max(rows)} of {config['steps']}; go on with its script"
+            )
     return [list(rows.values()) for rows, _ in runs]
 
 
@@ -57,12 +59,16 @@ def evaluated(rows: list[dict]) -> list[dict]:
 def at(rows: list[dict], rollouts: int, key: str = "eval/pass@1", scale: float = 100) -> float:
     """The value after so many rollouts, on the line between the evaluations before and after; at most the last one."""
     points = evaluated(rows)
-    return scale * float(np.interp(rollouts, [row["rollouts"] for row in points], [row[key] for row in points]))
+    return scale * float(
+        np.interp(rollouts, [row["rollouts"] for row in points], [row[key] for row in points])
+    )
 
 
 def accuracy(name: str, rollouts: int) -> str:
     """Over the seeds; a dash where the runs ended before."""
-    return spread([at(rows, rollouts) for rows in seeds(name) if rows[-1]["rollouts"] > rollouts - 30])
+    return spread(
+        [at(rows, rollouts) for rows in seeds(name) if rows[-1]["rollouts"] > rollouts - 30]
+    )
 
 
 def mean_of(rows: list[dict], key: str, first: int = 1, last: int = 10**9) -> float:
@@ -89,14 +95,24 @@ ABLATION = {
     "methods/ppo-lr3e-4": "PPO at the same rate",
 }
 SETTINGS = {  # run below settings/: value; "default" is full ReMix-PPO
-    "p, share of replay": {"p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "default": "0.4", "p0.5": "0.5"},
+    "p, share of replay": {
+        "p0.1": "0.1",
+        "p0.2": "0.2",
+        "p0.3": "0.3",
+        "default": "0.4",
+        "p0.5": "0.5",
+    },
     "m, UTD ratio": {"m1": "1", "default": "2", "m3": "3", "m4": "4"},
     "T, reincarnation": {"T4": "4", "default": "12", "T18": "18", "Tnever": "never"},
     "N, window": {"N1": "1", "default": "2", "N3": "3", "N4": "4"},
     "λ": {"lambda0": "0", "lambda0.5": "0.5", "lambda1": "1", "default": "schedule"},
     "π_{k−1}": {"default": "previous weights", "precedent-current": "π_k"},
     "β, with λ's schedule": {"default": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
-    "β, with λ = 1": {"lambda1": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1"},
+    "β, with λ = 1": {
+        "lambda1": "0.001",
+        "beta0.01-no-kl-convex": "0.01",
+        "beta0.1-no-kl-convex": "0.1",
+    },
 }
 
 
@@ -123,11 +139,23 @@ def table_methods(folder: str = "methods") -> str:
             if None in found:
                 cells.append(f"{sum(f is not None for f in found)} of {len(found)} seeds")
             else:
-                of = [fmean(row[key] for row in found) for key in ("rollouts", "gradient_steps", "seconds")]
+                of = [
+                    fmean(row[key] for row in found)
+                    for key in ("rollouts", "gradient_steps", "seconds")
+                ]
                 cells.append(f"{of[0]:,.0f} / {of[1]:.0f} / {of[2]:.0f} s")
         lines.append(cells)
     return markdown(
-        ["method", f"at {EARLY} rollouts", f"at {LATE:,}", "to 60 %", "to 70 %", "to 80 %", "to 85 %"], lines
+        [
+            "method",
+            f"at {EARLY} rollouts",
+            f"at {LATE:,}",
+            "to 60 %",
+            "to 70 %",
+            "to 80 %",
+            "to 85 %",
+        ],
+        lines,
     )
 
 
@@ -136,7 +164,11 @@ def shape(name: str, *rollouts: int) -> list[str]:
     runs = seeds(name)
     length = [at(rows, LATE, "eval/response_length", 1) for rows in runs]
     reflection = [at(rows, LATE, "eval/reflection_rate") for rows in runs]
-    return [*(accuracy(name, n) for n in rollouts), f"{fmean(length):.0f}", f"{fmean(reflection):.0f} %"]
+    return [
+        *(accuracy(name, n) for n in rollouts),
+        f"{fmean(length):.0f}",
+        f"{fmean(reflection):.0f} %",
+    ]
 
 
 ACCURACY, SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}"], ["length", "reflection"]
@@ -144,7 +176,9 @@ ACCURACY, SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}"], ["length", "reflecti
 
 def table_ablation() -> str:
     heads = ["variant", ACCURACY[0], f"at {MIDDLE:,}", ACCURACY[1], *SHAPE]
-    return markdown(heads, [[title, *shape(name, EARLY, MIDDLE, LATE)] for name, title in ABLATION.items()])
+    return markdown(
+        heads, [[title, *shape(name, EARLY, MIDDLE, LATE)] for name, title in ABLATION.items()]
+    )
 
 
 def table_settings() -> str:
@@ -175,27 +209,60 @@ def table_settings() -> str:
             setting = ""
     ratio = "mean ratio of replayed tokens of one age: median (largest)"
     return markdown(
-        ["setting", "value", *ACCURACY, ratio, "ess: median (smallest)", "E[(log r)²], age 1", "length"], lines
+        [
+            "setting",
+            "value",
+            *ACCURACY,
+            ratio,
+            "ess: median (smallest)",
+            "E[(log r)²], age 1",
+            "length",
+        ],
+        lines,
     )
 
 
 def table_whipping() -> str:
     lines = []
-    for kind, title in {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}.items():
+    for kind, title in {
+        "": "as trained",
+        "-limit40": "limit of 40 tokens",
+        "-equals": "prompt “… =”",
+    }.items():
         for p in ("0", "0.5"):
             runs = seeds(f"whipping/p{p}{kind}")
             if not runs:
                 continue
-            quarters = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)] for rows in runs]
-            ratio = " / ".join(f"{fmean(column):.3f}" for column in zip(*quarters, strict=True)) if p != "0" else "–"
+            quarters = [
+                [mean_of(rows, f"ratio_mean/quarter{q}", 2) for q in (1, 2, 3, 4)] for rows in runs
+            ]
+            ratio = (
+                " / ".join(f"{fmean(column):.3f}" for column in zip(*quarters, strict=True))
+                if p != "0"
+                else "–"
+            )
             move = [
-                " → ".join(f"{scale * fmean(evaluated(rows)[i][key] for rows in runs):.0f}" for i in (0, -1))
+                " → ".join(
+                    f"{scale * fmean(evaluated(rows)[i][key] for rows in runs):.0f}"
+                    for i in (0, -1)
+                )
                 for key, scale in (("eval/response_length", 1), ("eval/reflection_rate", 100))
             ]
             end = spread([100 * evaluated(rows)[-1]["eval/pass@1"] for rows in runs])
-            lines.append([title, p, f"{runs[0][-1]['rollouts']:,}", move[0], move[1] + " %", ratio, end])
+            lines.append(
+                [title, p, f"{runs[0][-1]['rollouts']:,}", move[0], move[1] + " %", ratio, end]
+            )
     return markdown(
-        ["setting", "p", "rollouts", "length", "reflection", "mean ratio by quarter of the response", "pass@1"], lines
+        [
+            "setting",
+            "p",
+            "rollouts",
+            "length",
+            "reflection",
+            "mean ratio by quarter of the response",
+            "pass@1",
+        ],
+        lines,
     )
 
 
@@ -204,8 +271,13 @@ def table_clip() -> str:
     for name, title in CLIPS.items():
         full = "methods/remix-ppo" if name == "mix_ppg" else f"clip/{name}"
         runs = seeds(full)
-        clipped = [fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in runs]
-        row = [title, *(spread([at(rows, rollouts) for rows in runs]) for rollouts in (EARLY, LATE))]
+        clipped = [
+            fmean(mean_of(rows, f"clip_fraction/age{age}", 2) for age in (1, 2)) for rows in runs
+        ]
+        row = [
+            title,
+            *(spread([at(rows, rollouts) for rows in runs]) for rollouts in (EARLY, LATE)),
+        ]
         rows.append([*row, f"{100 * fmean(clipped):.2f} %"])
     return markdown(["clip", *ACCURACY, "replayed tokens beyond Mix-PPG's band"], rows)
 
@@ -217,7 +289,8 @@ def sibling_names() -> dict[str, str]:
     names = {"methods/remix-grpo": "remix-grpo", "methods/grpo": "grpo"}
     names |= {f"siblings/loss-{name}": f"loss-{name}" for name in SIBLINGS}
     names |= {
-        f"siblings/{n}": n for n in ("replay-buffer_matters", "replay-on_policyness", "replay-repo", "replay-window")
+        f"siblings/{n}": n
+        for n in ("replay-buffer_matters", "replay-on_policyness", "replay-repo", "replay-window")
     }
     names |= {"siblings/lag2": "remix-grpo", "siblings/lag2-loss-ppo": "loss-ppo"}
     return {name: rate for name, rate in names.items() if seeds(name)}
@@ -255,7 +328,9 @@ def table_tune() -> str:
         scores = best_lr.scores(method)
         best = best_lr.best_lr(method)
         cells = [f"{100 * scores[lr]:.1f}" if lr in scores else "stopped" for lr in rates]
-        lines.append([method, *(f"**{c}**" if lr == best else c for c, lr in zip(cells, rates, strict=True))])
+        lines.append(
+            [method, *(f"**{c}**" if lr == best else c for c, lr in zip(cells, rates, strict=True))]
+        )
     return markdown(["method", *(f"lr {lr}" for lr in rates)], lines)
 
 
@@ -264,15 +339,25 @@ def table_grader() -> str:
     rows = []
     for file, title in {"grader.txt": "`tests/test_reward.py` and the hostile ones that are built in",
                         "grader-public.txt": "public graders' own tests, perturbed golds, hostile"}.items():  # fmt: skip
-        found = {line.split()[0]: line.split()[1:] for line in (RUNS / "benchmarks" / file).read_text().splitlines()}
+        found = {
+            line.split()[0]: line.split()[1:]
+            for line in (RUNS / "benchmarks" / file).read_text().splitlines()
+        }
         times = [" / ".join(f"{1000 * float(found[key][i]):,.1f} ms" for key in ("median_s", "p99_s", "max_s"))
                  for i in (0, 1)]  # fmt: skip
         rows.append([f"{int(found['all'][0]):,} cases: {title}", *found["all"][1:], *times])
     latency = "median / 99th percentile / slowest"
-    return markdown(["cases", "this grader", "math-verify alone", f"this grader: {latency}", "math-verify"], rows)
+    return markdown(
+        ["cases", "this grader", "math-verify alone", f"this grader: {latency}", "math-verify"],
+        rows,
+    )
 
 
-TABLES = {name.removeprefix("table_"): make for name, make in globals().items() if name.startswith("table_")}
+TABLES = {
+    name.removeprefix("table_"): make
+    for name, make in globals().items()
+    if name.startswith("table_")
+}
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -282,7 +367,9 @@ def code(file: str, name: str) -> str:
     """A function of a file as it stands there, without its docstring."""
     source = (ROOT / file).read_text()
     function = next(
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == name
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name == name
     )
     lines = source.splitlines()[function.lineno - 1 : function.end_lineno]
     doc = function.body[0]
@@ -294,7 +381,9 @@ def code(file: str, name: str) -> str:
 def lines(file: str, title: str) -> str:
     """The lines below a comment that starts with `# --- title` or `# ----- title`, up to the next empty line."""
     source = (ROOT / file).read_text()
-    found = re.search(rf"^( *)# -+ {re.escape(title)}[^\n]*\n(.*?)\n\n", source, re.DOTALL | re.MULTILINE)
+    found = re.search(
+        rf"^( *)# -+ {re.escape(title)}[^\n]*\n(.*?)\n\n", source, re.DOTALL | re.MULTILINE
+    )
     return "```python\n" + textwrap.dedent(found[2]) + f"\n```\n[`{file}`](../{file})"
 
 
@@ -314,9 +403,18 @@ def folders(names: dict[str, str]) -> dict[str, list[Path]]:
 
 def mean_and_range(ax, x: list[float], runs: list[list[float]], **style) -> None:
     """runs: for each x the values of the seeds; an x without any is left out."""
-    x, runs = zip(*((at_x, values) for at_x, values in zip(x, runs, strict=True) if values), strict=True)
+    x, runs = zip(
+        *((at_x, values) for at_x, values in zip(x, runs, strict=True) if values), strict=True
+    )
     ax.plot(x, [fmean(v) for v in runs], marker="o", ms=4, **style)
-    ax.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], alpha=0.15, lw=0, color=style.get("color"))
+    ax.fill_between(
+        x,
+        [min(v) for v in runs],
+        [max(v) for v in runs],
+        alpha=0.15,
+        lw=0,
+        color=style.get("color"),
+    )
 
 
 def figure_settings() -> None:
@@ -327,19 +425,32 @@ def figure_settings() -> None:
         (EARLY, f"at {EARLY} rollouts", COLOURS[0]),
         (LATE, f"at {LATE:,} (p = 0.5: 2,304)", COLOURS[1]),
     ):
-        mean_and_range(axes[0], ps, [[at(rows, key) for rows in of] for of in runs], color=colour, label=label)
+        mean_and_range(
+            axes[0], ps, [[at(rows, key) for rows in of] for of in runs], color=colour, label=label
+        )
     axes[0].set(title="Accuracy against p", xlabel="p, share of replayed data", ylabel="pass@1 [%]")
     axes[0].legend(frameon=False)
     for age in (1, 2):
         values = [[mean_of(rows, f"log_ratio_sq/age{age}", 2) for rows in of] for of in runs]
-        mean_and_range(axes[1], ps, values, color=COLOURS[age + 1], label=f"{age} step{'s' * (age > 1)} old")
-    axes[1].set(title="How far replayed data is off", xlabel="p, share of replayed data", ylabel="E[(log r)²]")
+        mean_and_range(
+            axes[1], ps, values, color=COLOURS[age + 1], label=f"{age} step{'s' * (age > 1)} old"
+        )
+    axes[1].set(
+        title="How far replayed data is off",
+        xlabel="p, share of replayed data",
+        ylabel="E[(log r)²]",
+    )
     axes[1].legend(frameon=False)
     for setting, colour in (("m, UTD ratio", COLOURS[0]), ("N, window", COLOURS[4])):
         values = SETTINGS[setting]
         of = [[at(rows, EARLY) for rows in seeds(f"settings/{name}")] for name in values]
         mean_and_range(axes[2], [int(v) for v in values.values()], of, color=colour, label=setting)
-    axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]", xticks=[1, 2, 3, 4])
+    axes[2].set(
+        title=f"Accuracy at {EARLY} rollouts",
+        xlabel="m or N",
+        ylabel="pass@1 [%]",
+        xticks=[1, 2, 3, 4],
+    )
     axes[2].legend(frameon=False)
     figure.savefig(RUNS / "settings" / "settings.png", dpi=150)
     plt.close(figure)
@@ -350,16 +461,26 @@ def figure_whipping() -> None:
     for p, colour in (("0", COLOURS[0]), ("0.5", COLOURS[1])):
         runs = [evaluated(rows) for rows in seeds(f"whipping/p{p}")]
         x = [row["step"] for row in runs[0]]
-        for ax, key, scale in ((axes[0], "eval/response_length", 1), (axes[1], "eval/reflection_rate", 100)):
+        for ax, key, scale in (
+            (axes[0], "eval/response_length", 1),
+            (axes[1], "eval/reflection_rate", 100),
+        ):
             values = [[scale * rows[i][key] for rows in runs] for i in range(len(x))]
             mean_and_range(ax, x, values, color=colour, label=f"p = {p}")
     axes[0].set(title="Response length", xlabel="training step", ylabel="tokens", ylim=(0, None))
-    axes[1].set(title="Self-reflection", xlabel="training step", ylabel="% of responses", ylim=(0, None))
-    for kind, label, colour in (("", "as trained", COLOURS[1]), ("-limit40", "limit of 40 tokens", COLOURS[2])):
+    axes[1].set(
+        title="Self-reflection", xlabel="training step", ylabel="% of responses", ylim=(0, None)
+    )
+    for kind, label, colour in (
+        ("", "as trained", COLOURS[1]),
+        ("-limit40", "limit of 40 tokens", COLOURS[2]),
+    ):
         runs = seeds(f"whipping/p0.5{kind}")
         if not runs:
             continue
-        values = [[mean_of(rows, f"ratio_mean/quarter{q}", 2) for rows in runs] for q in (1, 2, 3, 4)]
+        values = [
+            [mean_of(rows, f"ratio_mean/quarter{q}", 2) for rows in runs] for q in (1, 2, 3, 4)
+        ]
         mean_and_range(axes[2], [1, 2, 3, 4], values, color=colour, label=label)
     axes[2].set(
         title="Ratio along the response, p = 0.5",
@@ -398,9 +519,13 @@ def figure_siblings() -> None:
 
 
 def figures() -> None:
-    plot_runs(folders({f"methods/{name}": title for name, title in METHODS.items()}), RUNS / "methods" / "methods.png")
     plot_runs(
-        folders({name: title for name, title in ABLATION.items() if seeds(name)}), RUNS / "ablation" / "ablation.png"
+        folders({f"methods/{name}": title for name, title in METHODS.items()}),
+        RUNS / "methods" / "methods.png",
+    )
+    plot_runs(
+        folders({name: title for name, title in ABLATION.items() if seeds(name)}),
+        RUNS / "ablation" / "ablation.png",
     )
     figure_settings()
     figure_whipping()
@@ -409,7 +534,11 @@ def figures() -> None:
 
 def fill(mark: re.Match) -> str:
     kind, what = mark[2], mark[3].split(maxsplit=1)
-    content = TABLES[what[0]](*what[1:]) if kind == "table" else dict(code=code, lines=lines, log=log)[kind](*what)
+    content = (
+        TABLES[what[0]](*what[1:])
+        if kind == "table"
+        else dict(code=code, lines=lines, log=log)[kind](*what)
+    )
     return f"{mark[1]}\n{content}\n\n{mark[4]}"
 
 
@@ -417,7 +546,12 @@ def main() -> None:
     check, wrong = "--check" in sys.argv[1:], []
     for page in PAGES:
         old = page.read_text()
-        new = re.sub(r"(<!-- (table|code|lines|log) (.+?) -->\n).*?(<!-- /\2 -->)", fill, old, flags=re.DOTALL)
+        new = re.sub(
+            r"(<!-- (table|code|lines|log) (.+?) -->\n).*?(<!-- /\2 -->)",
+            fill,
+            old,
+            flags=re.DOTALL,
+        )
         if check and new != old:
             wrong.append(page.name)
         elif new != old:

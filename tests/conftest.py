@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # see base_model.py
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # see tiny.py
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -16,10 +16,12 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """A base model made in two seconds: it knows the format and little arithmetic. Tied embeddings."""
-    import base_model
+    import tiny
 
-    settings = base_model.BaseModel(steps=60, batch_size=64)
-    return base_model.make_base_model(str(tmp_path_factory.mktemp("base") / "model"), settings, quiet=True)
+    settings = tiny.BaseModel(steps=60, batch_size=64)
+    return tiny.make_base_model(
+        str(tmp_path_factory.mktemp("base") / "model"), settings, quiet=True
+    )
 
 
 @pytest.fixture(scope="session")

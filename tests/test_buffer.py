@@ -15,7 +15,13 @@ def group(step, size=2, name=0):
 
 @pytest.mark.parametrize(
     "T, steps, group_size, rollouts",
-    [(50, 100, 1, 20_480), (100, 350, 1, 79_360), (100, 500, 1, 117_760), (50, 100, 8, 163_840), (50, 200, 8, 368_640)],
+    [
+        (50, 100, 1, 20_480),
+        (100, 350, 1, 79_360),
+        (100, 500, 1, 117_760),
+        (50, 100, 8, 163_840),
+        (50, 200, 8, 368_640),
+    ],
 )
 def test_the_papers_rollout_counts(T, steps, group_size, rollouts):
     prompts = sum(fresh_prompts(t, 256, 0.4 if t <= T else 0.0) for t in range(1, steps + 1))
@@ -38,7 +44,10 @@ def test_fifo_of_whole_steps():
     for step in range(1, 5):
         buffer.push([group(step), group(step)], step)
     groups = drawn(buffer, 99)
-    assert len(groups) == len(buffer) == 4 and {g[0].step for g in groups} == {3, 4}  # N = 2: ages 1 and 2 in step 5
+    assert len(groups) == len(buffer) == 4 and {g[0].step for g in groups} == {
+        3,
+        4,
+    }  # N = 2: ages 1 and 2 in step 5
     assert all(len(g) == 2 for g in groups)
 
 
@@ -70,14 +79,23 @@ def test_the_shares_of_all_ranks_make_one_buffer(tmp_path, ranks):
     assert sum(held) == 10 and max(held) - min(held) <= 2
     rng = np.random.default_rng
     parts = sorted(pair for share in shares for pair in share.draw(6, rng(3)))
-    assert [place for place, _ in parts] == list(range(6)) and [g for _, g in parts] == drawn(whole, 6, 3)
+    assert [place for place, _ in parts] == list(range(6)) and [g for _, g in parts] == drawn(
+        whole, 6, 3
+    )
 
-    stored = [g for _, g in sorted((pair for share in shares for pair in share.stored()), key=lambda pair: pair[0])]
+    stored = [
+        g
+        for _, g in sorted(
+            (pair for share in shares for pair in share.stored()), key=lambda pair: pair[0]
+        )
+    ]
     torch.save(shares[-1].state_dict(stored), tmp_path / "b.pt")
     others = [Buffer(2, rank=rank, ranks=4) for rank in range(4)]
     for other in others:
         other.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True))
-    again = sorted((pair for other in others for pair in other.draw(6, rng(3))), key=lambda pair: pair[0])
+    again = sorted(
+        (pair for other in others for pair in other.draw(6, rng(3))), key=lambda pair: pair[0]
+    )
     assert [g[0].prompt for _, g in again] == [g[0].prompt for g in drawn(whole, 6, 3)]
 
 
@@ -110,7 +128,13 @@ def test_repo_keeps_the_last_groups_of_each_prompt_and_draws_those_of_the_fresh_
     buffer = Buffer(2, "repo")
     for step, names in enumerate([[1, 2], [1, 3], [1, 4]], 1):
         buffer.push([group(step, name=name) for name in names], step)
-    assert sorted((e.prompt[0], e.step) for e in buffer.entries) == [(1, 2), (1, 3), (2, 1), (3, 2), (4, 3)]
+    assert sorted((e.prompt[0], e.step) for e in buffer.entries) == [
+        (1, 2),
+        (1, 3),
+        (2, 1),
+        (3, 2),
+        (4, 3),
+    ]
     groups = drawn(buffer, 3, prompts=[[1], [2], [9]])
     assert [(g[0].prompt[0], g[0].step) for g in groups] == [(1, 3), (1, 2), (2, 1)]  # newest first
     assert len(drawn(buffer, 1, prompts=[[1]])) == 1 and drawn(buffer, 3, prompts=[[9]]) == []
@@ -118,7 +142,10 @@ def test_repo_keeps_the_last_groups_of_each_prompt_and_draws_those_of_the_fresh_
 
 def test_buffer_matters_replays_recent_middling_groups():
     def rated(step, reward):
-        return [Response([step], [1], torch.zeros(1), True, float(i < 4 * reward), step) for i in range(4)]
+        return [
+            Response([step], [1], torch.zeros(1), True, float(i < 4 * reward), step)
+            for i in range(4)
+        ]
 
     buffer = Buffer(3, "buffer_matters")
     for step in (1, 2, 3, 4):
@@ -144,7 +171,9 @@ def test_a_response_travels_between_ranks_as_it_is():
     got = pickle.loads(pickle.dumps(sent))
     for name, value in vars(sent).items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(getattr(got, name), value) and got.__dict__[name].dtype == value.dtype
+            assert (
+                torch.equal(getattr(got, name), value) and got.__dict__[name].dtype == value.dtype
+            )
         else:
             assert getattr(got, name) == value
     got.logp_b += 1  # writable, and its own

@@ -26,7 +26,9 @@ def make_tokenizer(opened: str = "<think>\n", chat: bool = True) -> PreTrainedTo
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["<bos>", "<eos>"])
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", len(alphabet))])
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", len(alphabet))]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
     if chat:
         tokenizer.chat_template = R1_TEMPLATE.replace("OPENED", opened)
@@ -72,7 +74,9 @@ def test_prompt_formats_and_roles(tokenizer):
         "plain": "r1",
     }
     qwen = render("P", PROMPTS["qwen"], tokenizer)
-    assert qwen.startswith("<bos>Please reason step by step, and put your final answer within \\boxed{}.<User>P")
+    assert qwen.startswith(
+        "<bos>Please reason step by step, and put your final answer within \\boxed{}.<User>P"
+    )
     assert render("P", PROMPTS["plain"], tokenizer) == "<bos><User>P<Assistant><think>\n"
     raw = render("P", PROMPTS["tinyzero"], tokenizer)
     assert "<Assistant>" not in raw and "<answer>" in raw and raw.endswith("\n<think>")
@@ -105,7 +109,9 @@ def test_a_tokenizer_without_chat_template_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
-@pytest.mark.parametrize("fields", [("problem", "answer"), ("question", "final_answer"), ("prompt", "target")])
+@pytest.mark.parametrize(
+    "fields", [("problem", "answer"), ("question", "final_answer"), ("prompt", "target")]
+)
 def test_formats_and_usual_fields(tmp_path, tokenizer, kind, fields):
     rows = [{fields[0]: f"{i} + 1", fields[1]: str(i + 1), "level": i} for i in range(3)]
     path = tmp_path / f"x.{kind}"
@@ -116,14 +122,20 @@ def test_formats_and_usual_fields(tmp_path, tokenizer, kind, fields):
     else:
         write(path, rows, lines=kind == "jsonl")
     problems, counts = load_problems(str(path), tokenizer)
-    assert [(p.id, p.problem, p.gold) for p in problems] == [(i, f"{i} + 1", str(i + 1)) for i in range(3)]
+    assert [(p.id, p.problem, p.gold) for p in problems] == [
+        (i, f"{i} + 1", str(i + 1)) for i in range(3)
+    ]
     assert counts == {"rows": 3, "no_answer": 0, "unparsable": 0, "too_long": 0, "kept": 3}
     assert tokenizer.decode(problems[2].prompt_ids).startswith("<bos><User>2 + 1 Let's")
 
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_mixed_types_that_arrow_refuses_still_load(tmp_path, tokenizer, lines):
-    rows = [{"problem": "a", "answer": "x"}, {"problem": "b", "answer": 3}, {"problem": "c", "answer": ["4", "5"]}]
+    rows = [
+        {"problem": "a", "answer": "x"},
+        {"problem": "b", "answer": 3},
+        {"problem": "c", "answer": ["4", "5"]},
+    ]
     problems, _ = load_problems(write(tmp_path / "m.json", rows, lines), tokenizer)
     assert [p.gold for p in problems] == ["x", "3", Gold(("4", "5"))]
 
@@ -131,7 +143,10 @@ def test_mixed_types_that_arrow_refuses_still_load(tmp_path, tokenizer, lines):
 def test_named_fields_nested_fields_and_chat_messages(tmp_path, tokenizer):
     rows = [
         {
-            "prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}],
+            "prompt": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "1+1"},
+            ],
             "reward_model": {"ground_truth": "2"},
             "other": "7",
         }
@@ -139,7 +154,9 @@ def test_named_fields_nested_fields_and_chat_messages(tmp_path, tokenizer):
     source = write(tmp_path / "v.json", rows)
     problems, _ = load_problems(source, tokenizer)
     assert (problems[0].problem, problems[0].gold) == ("1+1", "2")
-    problems, _ = load_problems(source, tokenizer, problem_field="other", answer_field="reward_model.ground_truth")
+    problems, _ = load_problems(
+        source, tokenizer, problem_field="other", answer_field="reward_model.ground_truth"
+    )
     assert problems[0].problem == "7"
 
 
@@ -196,7 +213,10 @@ def test_drops_are_counted_and_ids_stay_row_numbers(tmp_path, tokenizer, monkeyp
 
 
 def test_length_limit_is_inclusive(tmp_path, tokenizer):
-    source = write(tmp_path / "l.json", [{"problem": "1+1", "answer": "2"}, {"problem": "1+10", "answer": "11"}])
+    source = write(
+        tmp_path / "l.json",
+        [{"problem": "1+1", "answer": "2"}, {"problem": "1+10", "answer": "11"}],
+    )
     length = len(encode("1+1", PROMPTS["plain"], tokenizer))
     problems, counts = load_problems(source, tokenizer, "plain", max_prompt_tokens=length)
     assert [p.problem for p in problems] == ["1+1"] and counts["too_long"] == 1
@@ -222,10 +242,26 @@ def test_a_folder_holds_all_its_files_in_order_of_name(tmp_path):
             {},
             "--problem_field: none of the usual fields .* name one of: answer, text",
         ),
-        ('[{"problem": "a", "label": "1"}]', {}, "--answer_field: none of the usual fields .*label, problem"),
-        ('[{"problem": "a", "answer": "1"}]', {"problem_field": "q"}, "--problem_field q: no row has the field 'q'"),
-        ('[{"problem": "a", "answer": "1"}]', {"answer_field": "z"}, "--answer_field z: no row has the field 'z'"),
-        ('[{"problem": "a", "answer": " "}]', {}, "--data .*x.json: no usable row .*1 without problem or answer"),
+        (
+            '[{"problem": "a", "label": "1"}]',
+            {},
+            "--answer_field: none of the usual fields .*label, problem",
+        ),
+        (
+            '[{"problem": "a", "answer": "1"}]',
+            {"problem_field": "q"},
+            "--problem_field q: no row has the field 'q'",
+        ),
+        (
+            '[{"problem": "a", "answer": "1"}]',
+            {"answer_field": "z"},
+            "--answer_field z: no row has the field 'z'",
+        ),
+        (
+            '[{"problem": "a", "answer": " "}]',
+            {},
+            "--data .*x.json: no usable row .*1 without problem or answer",
+        ),
     ],
 )
 def test_bad_sources_say_flag_value_and_remedy(tmp_path, content, options, message):
@@ -244,7 +280,9 @@ def test_a_hub_name_out_of_reach_is_one_sentence(monkeypatch):
         raise ConnectionError("no route\nto anywhere")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"--data some/set: no local file .*hub \(no route\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"--data some/set: no local file .*hub \(no route\)"
+    ) as caught:
         load_problems("some/set", None)
     assert "\n" not in str(caught.value)
 
@@ -256,7 +294,9 @@ def test_hub_sources_ask_for_the_documented_ids(monkeypatch):
 
     def load_dataset(name, config=None, split=None):
         asked.append((name, config, split))
-        size = {"HuggingFaceH4/aime_2024": 30, "math-ai/amc23": 40, "Hothan/OlympiadBench": 674}[name]
+        size = {"HuggingFaceH4/aime_2024": 30, "math-ai/amc23": 40, "Hothan/OlympiadBench": 674}[
+            name
+        ]
         return [{"question": str(i), "answer": str(i)} for i in range(size)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -275,13 +315,18 @@ def test_hub_sources_ask_for_the_documented_ids(monkeypatch):
 def amc_rows(count_2022: int = 43, count_2023: int = 40) -> list[dict]:
     years = [2022] * count_2022 + [2023] * count_2023
     link = "https://example.org/wiki/index.php/{}_AMC_12A_Problems/Problem_{}"
-    return [{"problem": f"p{i}", "answer": float(i), "url": link.format(y, i)} for i, y in enumerate(years)]
+    return [
+        {"problem": f"p{i}", "answer": float(i), "url": link.format(y, i)}
+        for i, y in enumerate(years)
+    ]
 
 
 def test_amc23_is_the_2023_part_of_the_83(tmp_path):
     write(tmp_path / "test_amc.json", amc_rows())
     problems, _ = load_problems("amc23", None, data_dir=str(tmp_path))
-    assert [p.problem for p in problems] == [f"p{i}" for i in range(43, 83)] and problems[0].gold == "43"
+    assert [p.problem for p in problems] == [f"p{i}" for i in range(43, 83)] and problems[
+        0
+    ].gold == "43"
     assert len(load_problems("amc", None, data_dir=str(tmp_path))[0]) == 83
     write(tmp_path / "amc23.json", amc_rows(0, 40)[::-1])  # a file of the set's own name goes first
     assert load_problems("amc23", None, data_dir=str(tmp_path))[0][0].problem == "p39"
@@ -289,9 +334,13 @@ def test_amc23_is_the_2023_part_of_the_83(tmp_path):
 
 def test_an_incomplete_benchmark_is_refused_with_the_numbers(tmp_path):
     write(tmp_path / "test_aime.json", amc_rows(29, 0))
-    with pytest.raises(ValueError, match="--data aime24: .* gives 29 problems where the set has 30"):
+    with pytest.raises(
+        ValueError, match="--data aime24: .* gives 29 problems where the set has 30"
+    ):
         load_problems("aime24", None, data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="--data_dir .*: holds no file for math500; put one of math500.json"):
+    with pytest.raises(
+        ValueError, match="--data_dir .*: holds no file for math500; put one of math500.json"
+    ):
         load_problems("math500", None, data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="--data_dir .*nowhere: there is no such folder"):
         load_problems("math500", None, data_dir=str(tmp_path / "nowhere"))
@@ -313,13 +362,21 @@ real = pytest.mark.skipif(not REAL, reason="REMIX_SHARED names no folder with da
 @pytest.mark.parametrize("name", SIZES)
 def test_real_benchmarks_load_complete(name):
     problems, counts = load_problems(name, None, data_dir=f"{REAL}/data")
-    assert counts == {"rows": SIZES[name], "no_answer": 0, "unparsable": 0, "too_long": 0, "kept": SIZES[name]}
+    assert counts == {
+        "rows": SIZES[name],
+        "no_answer": 0,
+        "unparsable": 0,
+        "too_long": 0,
+        "kept": SIZES[name],
+    }
 
 
 @real
 def test_real_training_files_load():
     assert load_problems(f"{REAL}/data/train_aime.json", None)[1]["kept"] == 975
-    counts = load_problems(f"{REAL}/data/train_math.json", None)[1]  # two answers are null, two empty
+    counts = load_problems(f"{REAL}/data/train_math.json", None)[
+        1
+    ]  # two answers are null, two empty
     assert counts["rows"] == 7474 and counts["no_answer"] == 4 and counts["unparsable"] == 0
 
 

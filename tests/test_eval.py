@@ -18,7 +18,18 @@ import data
 import eval as evaluation
 import reward
 from data import Problem
-from eval import average, decode, evaluate, interval, majority, pass_at_k, reflection_rate, sample, summarize, table
+from eval import (
+    average,
+    decode,
+    evaluate,
+    interval,
+    majority,
+    pass_at_k,
+    reflection_rate,
+    sample,
+    summarize,
+    table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +49,11 @@ class Characters:
         return "".join(chr(t) if t else "<eos>" for t in tokens)
 
     def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]}
+        return {
+            "input_ids": [ord(c) for c in text]
+            if isinstance(text, str)
+            else [[ord(c) for c in t] for t in text]
+        }
 
 
 class Oracle:
@@ -59,7 +74,9 @@ class Oracle:
                 text = f"{'Wait, ' if rng.random() < 0.5 else ''}\\boxed{{{answer}}}"
                 tokens = [ord(c) for c in text][:max_tokens]
                 finished = len(tokens) < max_tokens
-                group.append(Sample(tokens + [0] * finished, [0.0] * (len(tokens) + finished), finished))
+                group.append(
+                    Sample(tokens + [0] * finished, [0.0] * (len(tokens) + finished), finished)
+                )
             groups.append(group)
         return groups
 
@@ -79,7 +96,13 @@ def sums(count: int) -> list[Problem]:
 
 def record(answers: list[str | None], gold: str, **more) -> dict:
     rewards = [float(a == gold) for a in answers]
-    return {"id": 0, "answers": answers, "rewards": rewards, "responses": [f"\\boxed{{{a}}}" for a in answers], **more}
+    return {
+        "id": 0,
+        "answers": answers,
+        "rewards": rewards,
+        "responses": [f"\\boxed{{{a}}}" for a in answers],
+        **more,
+    }
 
 
 # --- estimators ---
@@ -89,14 +112,18 @@ def record(answers: list[str | None], gold: str, **more) -> dict:
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(n):
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(any(d) for d in draws) / len(draws), abs=1e-12)
+        assert pass_at_k(n, c, k) == pytest.approx(
+            sum(any(d) for d in draws) / len(draws), abs=1e-12
+        )
 
 
 def test_pass_at_k_is_unbiased_where_the_plug_in_estimate_is_not():
     n, k, p = 8, 4, 0.3
     chance = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
     truth = 1 - (1 - p) ** k
-    assert sum(w * pass_at_k(n, c, k) for c, w in enumerate(chance)) == pytest.approx(truth, abs=1e-12)
+    assert sum(w * pass_at_k(n, c, k) for c, w in enumerate(chance)) == pytest.approx(
+        truth, abs=1e-12
+    )
     assert abs(sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(chance)) - truth) > 0.01
     with pytest.raises(ValueError, match="n=4 c=1 k=5"):
         pass_at_k(4, 1, 5)
@@ -104,7 +131,9 @@ def test_pass_at_k_is_unbiased_where_the_plug_in_estimate_is_not():
 
 def test_interval_is_clustered_by_problem():
     # Two problems always right, two never: 64 samples, but what is known is four values 1, 1, 0, 0.
-    assert interval([1.0, 1.0, 0.0, 0.0]) == pytest.approx(1.959964 * math.sqrt((1 / 3) / 4), rel=1e-6)
+    assert interval([1.0, 1.0, 0.0, 0.0]) == pytest.approx(
+        1.959964 * math.sqrt((1 / 3) / 4), rel=1e-6
+    )
     assert interval([0.5] * 10) == 0
     assert math.isnan(interval([1.0]))
 
@@ -113,14 +142,24 @@ def test_interval_covers_the_truth_19_times_of_20():
     rng = random.Random(0)
     inside = 0
     for _ in range(2000):  # every problem has its own difficulty, uniform: the mean is 0.5
-        rates = [sum(rng.random() < p for _ in range(4)) / 4 for p in (rng.random() for _ in range(60))]
+        rates = [
+            sum(rng.random() < p for _ in range(4)) / 4 for p in (rng.random() for _ in range(60))
+        ]
         inside += abs(sum(rates) / 60 - 0.5) <= interval(rates)
     assert 0.93 < inside / 2000 < 0.965
 
 
 @pytest.mark.parametrize(
     "right, wrong, value",
-    [(3, [2, 1], 1), (2, [3], 0), (2, [2], 1 / 2), (2, [2, 2, 1], 1 / 3), (0, [], 0), (0, [1], 0), (1, [], 1)],
+    [
+        (3, [2, 1], 1),
+        (2, [3], 0),
+        (2, [2], 1 / 2),
+        (2, [2, 2, 1], 1 / 3),
+        (0, [], 0),
+        (0, [1], 0),
+        (1, [], 1),
+    ],
 )
 def test_majority(right, wrong, value):
     assert majority(right, wrong) == pytest.approx(value)
@@ -138,7 +177,9 @@ def test_maj_merges_wrong_answers_that_are_equal_as_mathematics(grader):
 def test_summarize(grader):
     records = [
         record(["1"] * 4, "1", lengths=[10, 20, 30, 40], finished=[True] * 4),
-        record(["2", "1", "1", "1"], "2", lengths=[0, 0, 0, 100], finished=[True, True, True, False]),
+        record(
+            ["2", "1", "1", "1"], "2", lengths=[0, 0, 0, 100], finished=[True, True, True, False]
+        ),
         record([None] * 4, "3", lengths=[1] * 4, finished=[False] * 4),
     ]
     records[0]["responses"][0] = "Hmm. \\boxed{1}"
@@ -198,7 +239,9 @@ def test_decode_drops_only_the_last_eos():
 
 def test_evaluate(grader):
     engine = Oracle(0.7)
-    metrics, records = evaluate(engine, Characters(), sums(40), grader, "boxed", n=8, max_tokens=50, seed=3)
+    metrics, records = evaluate(
+        engine, Characters(), sums(40), grader, "boxed", n=8, max_tokens=50, seed=3
+    )
     right = sum(x for r in records for x in r["rewards"]) / 320
     assert metrics["pass@1"] == pytest.approx(right) and 0.55 < right < 0.85
     assert metrics["pass@1"] < metrics["pass@2"] < metrics["pass@8"]
@@ -211,7 +254,11 @@ def test_evaluate(grader):
 
 def test_truncated_responses_are_counted_and_wrong(grader):
     metrics, _ = evaluate(Oracle(1.0), Characters(), sums(10), grader, "boxed", n=2, max_tokens=3)
-    assert metrics["truncation_rate"] == 1 and metrics["pass@1"] == 0 and metrics["response_length"] == 3
+    assert (
+        metrics["truncation_rate"] == 1
+        and metrics["pass@1"] == 0
+        and metrics["response_length"] == 3
+    )
 
 
 def test_samples_depend_on_problem_and_seed_but_not_on_the_batch(grader):
@@ -258,9 +305,12 @@ def test_table_is_the_papers():
     names = ["aime24", "amc23", "math500", "minerva", "olympiadbench"]
     base = [0.2833, 0.6250, 0.8280, 0.2647, 0.4326]
     sets = {
-        s: {"problems": 9, "n": 1, "pass@1": v, "response_length": 1234.5} for s, v in zip(names, base, strict=True)
+        s: {"problems": 9, "n": 1, "pass@1": v, "response_length": 1234.5}
+        for s, v in zip(names, base, strict=True)
     }
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(sets).splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table(sets).splitlines()
+    ]
     assert rows[0] == ["", "AIME24", "AMC23", "MATH500", "Minerva", "OlympiadBench", "Avg."]
     assert ["pass@1 [%]", "28.33", "62.50", "82.80", "26.47", "43.26", "48.67"] in rows
     assert ["length [tokens]"] + ["1234"] * 6 in rows
@@ -282,7 +332,16 @@ def fake(monkeypatch, tmp_path):
     engine = Oracle()
     engine.made = 0
 
-    def make_engine(kind, model, *, max_prompt_tokens, max_tokens, dtype="float32", gpu_memory=0.5, tensor_parallel=1):
+    def make_engine(
+        kind,
+        model,
+        *,
+        max_prompt_tokens,
+        max_tokens,
+        dtype="float32",
+        gpu_memory=0.5,
+        tensor_parallel=1,
+    ):
         engine.made += 1
         engine.options = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": max_tokens}
         return engine
@@ -314,7 +373,9 @@ def test_run_writes_table_json_and_samples(fake, capsys):
     assert len(lines) == 11 and lines[0]["config"] == result["config"] and "average" not in result
     assert metrics["problems"] == 10 and metrics["n"] == 4
     assert metrics["pass@1"] == pytest.approx(sum(x for r in lines[1:] for x in r["rewards"]) / 40)
-    assert result["config"]["temperature"] == 0.6 and result["config"]["max_tokens"] == 500  # half the context
+    assert (
+        result["config"]["temperature"] == 0.6 and result["config"]["max_tokens"] == 500
+    )  # half the context
     assert f"{100 * metrics['pass@1']:.2f}" in capsys.readouterr().out
     assert fake.closed and [call[0] for call in fake.calls] == [3, 3, 3, 1]
     assert fake.options["max_prompt_tokens"] == 3 and fake.options["max_tokens"] == 500
@@ -325,14 +386,23 @@ def test_same_command_continues_after_a_kill_and_gives_the_same(fake):
     whole, result = Path("r/out.samples.jsonl").read_text(), Path("r/out.json").read_text()
     lines = whole.splitlines(keepends=True)
     Path("r/out.json").unlink()
-    Path("r/out.samples.jsonl").write_text("".join(lines[:5]) + lines[5][:17])  # killed while writing a line
+    Path("r/out.samples.jsonl").write_text(
+        "".join(lines[:5]) + lines[5][:17]
+    )  # killed while writing a line
     fake.calls.clear()
     evaluation.main(BASE)
-    assert sum(call[0] for call in fake.calls) == 6  # the four complete problems are not sampled again
-    assert Path("r/out.samples.jsonl").read_text() == whole and Path("r/out.json").read_text() == result
+    assert (
+        sum(call[0] for call in fake.calls) == 6
+    )  # the four complete problems are not sampled again
+    assert (
+        Path("r/out.samples.jsonl").read_text() == whole
+        and Path("r/out.json").read_text() == result
+    )
     made = fake.made
     evaluation.main(BASE)
-    assert fake.made == made and Path("r/out.json").read_text() == result  # complete: no engine at all
+    assert (
+        fake.made == made and Path("r/out.json").read_text() == result
+    )  # complete: no engine at all
 
 
 def test_a_kill_before_the_first_line_is_complete(fake):
@@ -360,7 +430,9 @@ def test_another_config_is_refused_with_the_flag(fake, capsys, change, named, ke
         Path("r/out.json").unlink()
     before = Path("r/out.samples.jsonl").read_text()
     message = refused(capsys, *BASE, *change)
-    assert message.startswith("eval.py: --out r/out.json") and named in message and "\n" not in message
+    assert (
+        message.startswith("eval.py: --out r/out.json") and named in message and "\n" not in message
+    )
     assert Path("r/out.samples.jsonl").read_text() == before
 
 
@@ -381,21 +453,49 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
     assert "1 prompts do not fit" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("r/out.samples.jsonl").read_text().splitlines()[1:]]
     lost = next(r for r in lines if r["id"] == 1)
-    assert lost["rewards"] == [0] * 4 and lost["finished"] == [False] * 4 and lost["responses"] == [""] * 4
+    assert (
+        lost["rewards"] == [0] * 4
+        and lost["finished"] == [False] * 4
+        and lost["responses"] == [""] * 4
+    )
     assert json.loads(Path("r/out.json").read_text())["sets"]["sums.json"]["problems"] == 2
     assert fake.options["max_prompt_tokens"] == 3
 
 
 def test_two_ranks_write_what_one_writes(base, tmp_path):
     """A last chunk smaller than the ranks' share, and one with a rank out of work, are in it."""
-    flags = ["--model", base, "--data", "tiny", "--limit", "9", "--n", "2", "--max_tokens", "40", "--chunk", "2"]
+    flags = [
+        "--model",
+        base,
+        "--data",
+        "tiny",
+        "--limit",
+        "9",
+        "--n",
+        "2",
+        "--max_tokens",
+        "40",
+        "--chunk",
+        "2",
+    ]
     of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {k: v for k, v in os.environ.items() if k not in of_the_group}
     # without the -- torchrun takes --n for its own
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2 --".split()
     for name, how in (("one", []), ("two", launch)):
-        command = [sys.executable, *how, "eval.py", *flags, "--engine", "hf", "--out", str(tmp_path / f"{name}.json")]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        command = [
+            sys.executable,
+            *how,
+            "eval.py",
+            *flags,
+            "--engine",
+            "hf",
+            "--out",
+            str(tmp_path / f"{name}.json"),
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("pass@1 [%]") == 1  # rank 0 speaks
     for end in ("json", "samples.jsonl"):
@@ -411,9 +511,15 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
         ("--model model --limit 0", "--limit 0: must be at least 1"),
         ("--model model --seed 10000000000000", "--seed 10000000000000: is too large"),
         ("--model model --top_p 0", "--top_p 0.0"),
-        ("--model model --data nosuch.json --prompt prompt.txt", "--data nosuch.json: there is no such file"),
+        (
+            "--model model --data nosuch.json --prompt prompt.txt",
+            "--data nosuch.json: there is no such file",
+        ),
         ("--model model --data sums.json --prompt nosuch", "--prompt nosuch: neither"),
-        ("--model model --data sums.json --answer_field z --prompt prompt.txt", "--answer_field z: no row"),
+        (
+            "--model model --data sums.json --answer_field z --prompt prompt.txt",
+            "--answer_field z: no row",
+        ),
         (
             "--model model --data aime24 --data_dir nowhere --prompt prompt.txt",
             "--data_dir nowhere: there is no such folder",
@@ -423,8 +529,14 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
             "--max_tokens 1000: the model's whole",
         ),
         ("--model model --data sums.json --out x.txt", "--out x.txt: must end in .json"),
-        ("--samples nosuch.jsonl --data sums.json", "--samples nosuch.jsonl: there is no such file"),
-        ("--model model --data sums.json --tensor_parallel 2", "--tensor_parallel 2: does not divide the 1 ranks"),
+        (
+            "--samples nosuch.jsonl --data sums.json",
+            "--samples nosuch.jsonl: there is no such file",
+        ),
+        (
+            "--model model --data sums.json --tensor_parallel 2",
+            "--tensor_parallel 2: does not divide the 1 ranks",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, argv, message):
@@ -450,7 +562,10 @@ def samples(rows: list[dict]) -> list[str]:
 
 def test_samples_by_id_by_text_and_over_several_rows(fake):
     rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(5)]
-    rows += [{"problem": f"{i}+{i}", "responses": [f"\\boxed{{{2 * i}}}", "no idea"]} for i in range(5, 10)]
+    rows += [
+        {"problem": f"{i}+{i}", "responses": [f"\\boxed{{{2 * i}}}", "no idea"]}
+        for i in range(5, 10)
+    ]
     rows += [{"id": 0, "response": "\\boxed{1}"}]
     evaluation.main(samples(rows))
     metrics = json.loads(Path("s.json").read_text())["sets"]["sums.json"]
@@ -463,7 +578,9 @@ def test_samples_by_id_by_text_and_over_several_rows(fake):
 def test_own_samples_grade_to_the_same_numbers(fake):
     evaluation.main(BASE)
     own = json.loads(Path("r/out.json").read_text())["sets"]["sums.json"]
-    evaluation.main("--samples r/out.samples.jsonl --data sums.json --format boxed --workers 1 --out s.json".split())
+    evaluation.main(
+        "--samples r/out.samples.jsonl --data sums.json --format boxed --workers 1 --out s.json".split()
+    )
     again = json.loads(Path("s.json").read_text())["sets"]["sums.json"]
     assert again == {key: value for key, value in own.items() if key != "response_length"}
 
@@ -487,7 +604,9 @@ def test_a_text_in_two_sets_counts_in_both(fake):
     rows = [{"problem": f"{i}+{i}", "response": f"\\boxed{{{2 * i}}}"} for i in range(10)]
     evaluation.main([*samples(rows), "--data", "sums.json,more.json"])
     result = json.loads(Path("s.json").read_text())
-    assert [m["pass@1"] for m in result["sets"].values()] == [1, 1] and result["average"]["problems"] == 20
+    assert [m["pass@1"] for m in result["sets"].values()] == [1, 1] and result["average"][
+        "problems"
+    ] == 20
 
 
 def test_an_unreadable_samples_file_or_foreign_out_is_one_sentence(fake, capsys):
@@ -499,7 +618,9 @@ def test_an_unreadable_samples_file_or_foreign_out_is_one_sentence(fake, capsys)
 
 
 def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
-    rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(12)] + [{"problem": "?", "response": "x"}]
+    rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(12)] + [
+        {"problem": "?", "response": "x"}
+    ]
     evaluation.main(samples(rows))
     assert "3 rows of --samples theirs.jsonl belong to no problem" in capsys.readouterr().out
     assert json.loads(Path("s.json").read_text())["sets"]["sums.json"]["pass@1"] == 1
@@ -517,25 +638,71 @@ def test_real_entry_point_survives_sigkill(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    eos = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "max_position_embeddings": 512}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    eos = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "max_position_embeddings": 512,
+    }
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **size, **eos)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
     rows = [{"problem": f"{i}+{i}", "answer": str(2 * i)} for i in range(12)]
     (tmp_path / "sums.json").write_text(json.dumps(rows))
-    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(tmp_path / "model"), "--engine", "hf"]
-    command += ["--data", "sums.json", "--n", "2", "--max_tokens", "40", "--chunk", "1", "--workers", "1", "--out"]
+    command = [
+        sys.executable,
+        str(ROOT / "eval.py"),
+        "--model",
+        str(tmp_path / "model"),
+        "--engine",
+        "hf",
+    ]
+    command += [
+        "--data",
+        "sums.json",
+        "--n",
+        "2",
+        "--max_tokens",
+        "40",
+        "--chunk",
+        "1",
+        "--workers",
+        "1",
+        "--out",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*command, "whole.json"], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
-    process = subprocess.Popen([*command, "killed.json"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "whole.json"],
+        cwd=tmp_path,
+        env=env,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    process = subprocess.Popen(
+        [*command, "killed.json"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    )
     partial = tmp_path / "killed.samples.jsonl"
     deadline = time.time() + 100
-    while time.time() < deadline and not (partial.exists() and partial.read_bytes().count(b"\n") >= 3):
+    while time.time() < deadline and not (
+        partial.exists() and partial.read_bytes().count(b"\n") >= 3
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 3 <= partial.read_bytes().count(b"\n") < 13 and not (tmp_path / "killed.json").exists()
-    subprocess.run([*command, "killed.json"], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [*command, "killed.json"],
+        cwd=tmp_path,
+        env=env,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert partial.read_bytes() == (tmp_path / "whole.samples.jsonl").read_bytes()
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
 
@@ -560,7 +727,9 @@ def test_golds_as_samples_reach_100_percent(tmp_path, monkeypatch):
     for rows, low, high in ((right, 1, 1), (wrong, 0, 0.05)):
         Path("s.jsonl").write_text("\n".join(map(json.dumps, rows)))
         Path("s.json").unlink(missing_ok=True)
-        command = f"--samples s.jsonl --data {names} --data_dir {REAL}/data --format boxed --out s.json"
+        command = (
+            f"--samples s.jsonl --data {names} --data_dir {REAL}/data --format boxed --out s.json"
+        )
         evaluation.main(command.split())
         result = json.loads(Path("s.json").read_text())
         assert all(low <= m["pass@1"] <= high for m in result["sets"].values()), result

@@ -75,7 +75,9 @@ def test_mix_ppg_against_numpy_on_random_replayed_data():
 )
 def test_mix_ppg_quadrants(ratio, centre, A, value, grad):
     logp = tensor([[math.log(ratio) - 1.0]], requires_grad=True)
-    out = loss.mix_ppg(logp, tensor([[math.log(centre) - 1.0]]), tensor([[-1.0]]), tensor([[A]]), EPS)
+    out = loss.mix_ppg(
+        logp, tensor([[math.log(centre) - 1.0]]), tensor([[-1.0]]), tensor([[A]]), EPS
+    )
     out.backward()
     close(out.item(), value)
     close(logp.grad.item(), grad)
@@ -96,20 +98,26 @@ def test_mix_ppg_on_fresh_data_is_ppo():
     logp, logp_b = log_probs(rng, 4, 30), log_probs(rng, 4, 30)
     A = tensor(rng.normal(size=(4, 30)))
     r = np.exp(logp.numpy() - logp_b.numpy())
-    ppo = -np.minimum(r * A.numpy(), np.clip(r, 1 - EPS, 1 + EPS) * A.numpy())  # Schulman et al. 2017, Eq. 7
+    ppo = -np.minimum(
+        r * A.numpy(), np.clip(r, 1 - EPS, 1 + EPS) * A.numpy()
+    )  # Schulman et al. 2017, Eq. 7
     close(loss.mix_ppg(logp, logp_b, logp_b, A, EPS), ppo, 1e-15)
 
 
 def test_mix_ppg_has_no_gradient_through_the_frozen_policies():
     rng = np.random.default_rng(3)
     logp, logp_k, logp_b = (log_probs(rng, 2, 3).requires_grad_() for _ in range(3))
-    loss.mix_ppg(logp, logp_k, logp_b.detach(), tensor(rng.normal(size=(2, 3))), EPS).sum().backward()
+    loss.mix_ppg(
+        logp, logp_k, logp_b.detach(), tensor(rng.normal(size=(2, 3))), EPS
+    ).sum().backward()
     assert logp_k.grad is None
 
 
 def test_geppo_clip_eps():
     assert loss.geppo_clip_eps(0.2, [1.0]) == 0.2  # on-policy: plain eps
-    assert loss.geppo_clip_eps(0.2, [0.6, 0.3, 0.1]) == pytest.approx(0.2 / (0.6 + 2 * 0.3 + 3 * 0.1))
+    assert loss.geppo_clip_eps(0.2, [0.6, 0.3, 0.1]) == pytest.approx(
+        0.2 / (0.6 + 2 * 0.3 + 3 * 0.1)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ KL
@@ -138,7 +146,9 @@ def test_kl_estimators_are_unbiased_for_the_right_direction(estimator):
     """Their mean under pi_theta is KL(pi_theta || pi_ref), the sum by hand, and not KL(pi_ref || pi_theta)."""
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
     mean = (tensor(p) * loss.kl(tensor(np.log(p)), tensor(np.log(q)), estimator)).sum().item()
-    assert mean == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-12)
+    assert mean == pytest.approx(
+        sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-12
+    )
     assert abs(mean - sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))) > 0.01
 
 
@@ -151,19 +161,26 @@ def test_exact_kl_value_and_gradient():
     p /= p.sum(-1, keepdims=True)
     value = (p * (np.log(p) - ref.numpy())).sum(-1)
     close(out.detach(), value)
-    close(logits.grad, p * (np.log(p) - ref.numpy() - value[..., None]))  # closed form of d KL / d logits
+    close(
+        logits.grad, p * (np.log(p) - ref.numpy() - value[..., None])
+    )  # closed form of d KL / d logits
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3", "exact"])
 def test_minimising_the_kl_moves_the_policy_towards_the_reference(estimator):
     """The sign: gradient descent on +KL brings pi_theta closer to pi_ref (TinyZero's snapshot moves it away)."""
-    logits, ref = torch.zeros(1, 1, 2, requires_grad=True), torch.log_softmax(tensor([[[2.0, 0.0]]]), -1)
+    logits, ref = (
+        torch.zeros(1, 1, 2, requires_grad=True),
+        torch.log_softmax(tensor([[[2.0, 0.0]]]), -1),
+    )
     logp = torch.log_softmax(logits, -1)
     if estimator == "exact":
         loss.kl(logp, ref, estimator).sum().backward()
     else:  # the sampled estimators, weighted by the policy they are sampled from
         (logp.detach().exp() * loss.kl(logp, ref, estimator)).sum().backward()
-    assert (-logits.grad)[0, 0, 0] > 0 > (-logits.grad)[0, 0, 1]  # descent direction: up where ref is higher
+    assert (
+        (-logits.grad)[0, 0, 0] > 0 > (-logits.grad)[0, 0, 1]
+    )  # descent direction: up where ref is higher
 
 
 def test_unknown_estimator_is_an_error():
@@ -175,15 +192,34 @@ def test_unknown_estimator_is_an_error():
 
 
 def test_kl_convex_lambda_schedule():
-    expected = {1: 1, 50: 1, 51: 0.9, 60: 0.9, 61: 0.8, 70: 0.8, 71: 0.7, 80: 0.7, 81: 0.6, 90: 0.6, 91: 0.5, 1000: 0.5}
+    expected = {
+        1: 1,
+        50: 1,
+        51: 0.9,
+        60: 0.9,
+        61: 0.8,
+        70: 0.8,
+        71: 0.7,
+        80: 0.7,
+        81: 0.6,
+        90: 0.6,
+        91: 0.5,
+        1000: 0.5,
+    }
     assert {t: loss.kl_convex_lambda(t) for t in expected} == expected
     for t in range(1, 200):  # the paper's formula, as printed
-        assert loss.kl_convex_lambda(t) == pytest.approx(max(1 - 0.1 * math.ceil(max(t - 50, 0) / 10), 0.5), abs=1e-12)
+        assert loss.kl_convex_lambda(t) == pytest.approx(
+            max(1 - 0.1 * math.ceil(max(t - 50, 0) / 10), 0.5), abs=1e-12
+        )
 
 
 def test_kl_convex_value_and_gradient():
     rng = np.random.default_rng(5)
-    logp, base, prev = log_probs(rng, 3, 4).requires_grad_(), log_probs(rng, 3, 4), log_probs(rng, 3, 4)
+    logp, base, prev = (
+        log_probs(rng, 3, 4).requires_grad_(),
+        log_probs(rng, 3, 4),
+        log_probs(rng, 3, 4),
+    )
     out = loss.kl_convex(logp, base, prev, 0.7)
     out.sum().backward()
     d, e = logp.detach().numpy() - base.numpy(), logp.detach().numpy() - prev.numpy()
@@ -235,9 +271,14 @@ def test_value_loss_value_and_gradient():
 
 def gae_by_definition(rewards, values, n, gamma, lam, trace):
     """A_t = sum_i (gamma lam)^i (prod_{j=1..i} trace_{t+j}) delta_{t+i}, summed term by term."""
-    delta = [rewards[t] + gamma * (values[t + 1] if t + 1 < n else 0.0) - values[t] for t in range(n)]
+    delta = [
+        rewards[t] + gamma * (values[t + 1] if t + 1 < n else 0.0) - values[t] for t in range(n)
+    ]
     return [
-        sum((gamma * lam) ** i * math.prod(trace[t + 1 : t + i + 1]) * delta[t + i] for i in range(n - t))
+        sum(
+            (gamma * lam) ** i * math.prod(trace[t + 1 : t + i + 1]) * delta[t + i]
+            for i in range(n - t)
+        )
         for t in range(n)
     ]
 
@@ -248,12 +289,18 @@ def test_gae_against_its_definition(gamma, lam, traced):
     rng = np.random.default_rng(9)
     lengths, T = [7, 3, 1], 7
     mask = tensor([[1.0] * n + [0.0] * (T - n) for n in lengths])
-    rewards, values = tensor(rng.normal(size=(3, T))) * mask, tensor(rng.normal(size=(3, T)))  # rubbish on the pads
+    rewards, values = (
+        tensor(rng.normal(size=(3, T))) * mask,
+        tensor(rng.normal(size=(3, T))),
+    )  # rubbish on the pads
     trace = tensor(rng.uniform(0.3, 1.0, (3, T)))
     advantages, returns = loss.gae(rewards, values, mask, gamma, lam, trace if traced else None)
     for b, n in enumerate(lengths):
         factors = trace[b].tolist() if traced else [1.0] * T
-        close(advantages[b, :n], gae_by_definition(rewards[b].tolist(), values[b].tolist(), n, gamma, lam, factors))
+        close(
+            advantages[b, :n],
+            gae_by_definition(rewards[b].tolist(), values[b].tolist(), n, gamma, lam, factors),
+        )
     close(returns, (advantages + values) * mask)
     assert (advantages * (1 - mask) == 0).all()
 
@@ -277,7 +324,10 @@ def test_group_advantages():
 
 
 def test_whiten_looks_at_the_mask_only():
-    x, mask = tensor([[1.0, 2.0, 99.0], [3.0, 99.0, 99.0]]), tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    x, mask = (
+        tensor([[1.0, 2.0, 99.0], [3.0, 99.0, 99.0]]),
+        tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+    )
     out = loss.whiten(x, mask)
     close(out, tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), 1e-7)  # mean 2, unbiased std 1
 
@@ -302,7 +352,8 @@ def test_ratio_diagnostics_against_numpy():
     logp, logp_k, logp_b = (log_probs(rng, 4, 9) for _ in range(3))
     A, mask = tensor(rng.normal(size=(4, 9))), tensor(rng.integers(0, 2, (4, 9)).astype(float))
     sums = sum(
-        loss.ratio_sums(*(x[i : i + 2] for x in (logp, logp_k, logp_b, A, mask)), EPS).sum(0) for i in (0, 2)
+        loss.ratio_sums(*(x[i : i + 2] for x in (logp, logp_k, logp_b, A, mask)), EPS).sum(0)
+        for i in (0, 2)
     )  # two micro-batches
     got = loss.ratio_diagnostics(sums)
     keep = mask.numpy() == 1

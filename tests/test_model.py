@@ -17,7 +17,11 @@ def response(prompt, tokens):
     return Response(prompt, tokens, torch.full((len(tokens),), -1.0), True, 1.0, 0)
 
 
-RESPONSES = [response([5, 6, 7], [8, 9, 10, 11]), response([12], [13]), response([5, 9], [3, 4, 300 % 256, 8, 1])]
+RESPONSES = [
+    response([5, 6, 7], [8, 9, 10, 11]),
+    response([12], [13]),
+    response([5, 9], [3, 4, 300 % 256, 8, 1]),
+]
 
 
 def policy_of(base, temperature=1.0, **kw):
@@ -43,7 +47,9 @@ def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperatur
     for b, r in enumerate(RESPONSES):
         expected, n = numpy_log_softmax(base, r, temperature), len(r.tokens)
         np.testing.assert_allclose(logp[b, :n].detach(), expected[range(n), r.tokens], atol=2e-5)
-        np.testing.assert_allclose(entropy[b, :n].detach(), -(np.exp(expected) * expected).sum(-1), atol=2e-5)
+        np.testing.assert_allclose(
+            entropy[b, :n].detach(), -(np.exp(expected) * expected).sum(-1), atol=2e-5
+        )
         assert (logp[b, n:] == 0).all() and (entropy[b, n:] == 0).all()
 
 
@@ -63,7 +69,9 @@ def token_terms(*args):
 
 
 def whole_logits(rows, weight, bias, labels, temperature):
-    log_p = torch.log_softmax((rows @ weight.T + (0 if bias is None else bias)) / temperature, dim=-1)
+    log_p = torch.log_softmax(
+        (rows @ weight.T + (0 if bias is None else bias)) / temperature, dim=-1
+    )
     return log_p.gather(-1, labels[:, None]).squeeze(-1), -(torch.exp(log_p) * log_p).sum(-1)
 
 
@@ -75,7 +83,9 @@ def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_b
     monkeypatch.setattr(model, "LOGITS_PER_PART", part)
     draw = torch.Generator().manual_seed(0)
     N, H, V = 24, 16, 50
-    rows, weight, bias = (torch.randn(*s, generator=draw).div_(2).requires_grad_() for s in ((N, H), (V, H), (V,)))
+    rows, weight, bias = (
+        torch.randn(*s, generator=draw).div_(2).requires_grad_() for s in ((N, H), (V, H), (V,))
+    )
     labels, (a, b) = torch.randint(V, (N,), generator=draw), torch.randn(2, N, generator=draw)
     inputs = [rows, weight, bias] if with_bias else [rows, weight]
     results = []
@@ -102,22 +112,37 @@ def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part
     monkeypatch.setattr(model, "LOGITS_PER_PART", part)
     draw = torch.Generator().manual_seed(0)
     N, H, V, temperature = 23, 16, 50, 0.7
-    rows, weight = (torch.randn(n, H, generator=draw, dtype=torch.float64).requires_grad_() for n in (N, V))
-    labels, (a, b, c) = torch.randint(V, (N,), generator=draw), torch.randn(3, N, generator=draw, dtype=torch.float64)
+    rows, weight = (
+        torch.randn(n, H, generator=draw, dtype=torch.float64).requires_grad_() for n in (N, V)
+    )
+    labels, (a, b, c) = (
+        torch.randint(V, (N,), generator=draw),
+        torch.randn(3, N, generator=draw, dtype=torch.float64),
+    )
     heads = [torch.randn(n, H, generator=draw, dtype=torch.float64) for n in (N, V, N, V)]
-    references = [model.Reference(lam, heads[0], heads[1], None), model.Reference(1 - lam, heads[2], heads[3], None)]
+    references = [
+        model.Reference(lam, heads[0], heads[1], None),
+        model.Reference(1 - lam, heads[2], heads[3], None),
+    ]
     references = references[: 1 if lam == 1 else 2]
 
     log_p = torch.log_softmax(rows @ weight.T / temperature, -1)
     base, prev = (torch.log_softmax(r @ w.T / temperature, -1) for r, w in (heads[:2], heads[2:]))
-    whole = [*whole_logits(rows, weight, None, labels, temperature), loss.kl_convex(log_p, base, prev, lam, "exact")]
+    whole = [
+        *whole_logits(rows, weight, None, labels, temperature),
+        loss.kl_convex(log_p, base, prev, lam, "exact"),
+    ]
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         ours_in = [t.detach().to(dtype).requires_grad_() for t in (rows, weight)]
-        here = tuple(r._replace(states=r.states.to(dtype), weight=r.weight.to(dtype)) for r in references)
+        here = tuple(
+            r._replace(states=r.states.to(dtype), weight=r.weight.to(dtype)) for r in references
+        )
         ours = model.TokenTerms.apply(*ours_in, None, labels, temperature, here)
         gradients = []
         for terms, inputs in ((ours, ours_in), (whole, [rows, weight])):
-            total = sum((term * k.to(term.dtype)).sum() for term, k in zip(terms, (a, b, c), strict=True))
+            total = sum(
+                (term * k.to(term.dtype)).sum() for term, k in zip(terms, (a, b, c), strict=True)
+            )
             gradients.append(torch.autograd.grad(total, inputs, retain_graph=True))
         for x, y in zip([*ours, *gradients[0]], [*whole, *gradients[1]], strict=True):
             torch.testing.assert_close(x.double(), y, atol=tolerance, rtol=10 * tolerance)
@@ -129,11 +154,16 @@ def test_a_policy_is_at_no_distance_from_itself_and_at_the_exact_one_from_anothe
         for p in other.parameters():
             p.add_(0.05)
     for reference, moved in ((policy, False), (other, True)):
-        states, head = reference(**batch, states=True).detach(), model.whole_head(reference, "float32")
+        states, head = (
+            reference(**batch, states=True).detach(),
+            model.whole_head(reference, "float32"),
+        )
         _, _, kl = policy(**batch, references=(model.Reference(1.0, states, *head),))
         for b, r in enumerate(RESPONSES):
             ours = policy.lm(torch.tensor([r.prompt + r.tokens])).logits[0, len(r.prompt) - 1 : -1]
-            theirs = reference.lm(torch.tensor([r.prompt + r.tokens])).logits[0, len(r.prompt) - 1 : -1]
+            theirs = reference.lm(torch.tensor([r.prompt + r.tokens])).logits[
+                0, len(r.prompt) - 1 : -1
+            ]
             expected = loss.kl(torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1), "exact")
             torch.testing.assert_close(kl[b, : len(r.tokens)], expected, atol=1e-5, rtol=1e-4)
             assert not moved or expected.min() > 1e-3
@@ -142,12 +172,16 @@ def test_a_policy_is_at_no_distance_from_itself_and_at_the_exact_one_from_anothe
 
 def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
     draw = torch.Generator().manual_seed(0)
-    rows, weight = (torch.randn(n, 16, generator=draw).bfloat16().requires_grad_() for n in (30, 50))
+    rows, weight = (
+        torch.randn(n, 16, generator=draw).bfloat16().requires_grad_() for n in (30, 50)
+    )
     labels = torch.randint(50, (30,), generator=draw)
     logp, H = token_terms(rows, weight, None, labels, 1.0)
     expected = torch.log_softmax((rows @ weight.T).float(), dim=-1)
     assert logp.dtype == H.dtype == torch.float32
-    torch.testing.assert_close(logp, expected.gather(-1, labels[:, None]).squeeze(-1), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        logp, expected.gather(-1, labels[:, None]).squeeze(-1), atol=1e-6, rtol=1e-6
+    )
     d_weight = torch.autograd.grad(logp.sum() + H.sum(), weight)[0]
     assert d_weight.dtype == torch.bfloat16 and d_weight.abs().max() > 0
     logp, H = token_terms(rows[:0], weight, None, labels[:0], 1.0)
@@ -168,7 +202,9 @@ def test_any_token_budget_gives_the_same_gradient(base, group):
     policy = policy_of(base)
     rng = np.random.default_rng(0)
     responses = [
-        response(rng.integers(0, 200, rng.integers(1, 9)).tolist(), rng.integers(0, 200, n).tolist())
+        response(
+            rng.integers(0, 200, rng.integers(1, 9)).tolist(), rng.integers(0, 200, n).tolist()
+        )
         for n in rng.integers(1, 30, 20)
     ]
     n_tokens = sum(len(r.tokens) for r in responses)
@@ -196,7 +232,10 @@ def test_no_rank_waits_long_for_another(world, most):
     """FSDP: the k-th micro-batches take as long as the longest of them."""
     lengths = np.random.default_rng(2).gamma(2.0, 1500, 512).clip(50, 8192).astype(int).tolist()
     rounds = zip(*micro_batches(lengths, 16384, world), strict=True)
-    padded = [[max([0, *(lengths[i] for i in batch)]) * len(batch) for batch in batches] for batches in rounds]
+    padded = [
+        [max([0, *(lengths[i] for i in batch)]) * len(batch) for batch in batches]
+        for batches in rounds
+    ]
     assert sum(map(max, padded)) <= most * sum(map(sum, padded)) / world
 
 
@@ -257,18 +296,24 @@ def test_critic_starts_at_zero_and_sees_the_prefix_only(base, group):
     changed = [response([5, 6, 7], [8, 9, 10, 99])] + RESPONSES[1:]
     other = collate(changed, "cpu")
     del other["labels"]
-    torch.testing.assert_close(critic(**other), first)  # V before the last token does not depend on it
+    torch.testing.assert_close(
+        critic(**other), first
+    )  # V before the last token does not depend on it
     assert (first * (1 - batch["mask"]) == 0).all() and (first[0, :4] != 0).all()
 
 
 def test_copy_weights_and_full_weights(base, group):
     policy, frozen = policy_of(base), policy_of(base, frozen=True)
-    assert not any(p.requires_grad for p in frozen.parameters()) and all(p.requires_grad for p in policy.parameters())
+    assert not any(p.requires_grad for p in frozen.parameters()) and all(
+        p.requires_grad for p in policy.parameters()
+    )
     with torch.no_grad():
         for p in policy.parameters():
             p.add_(0.1)
     copy_weights(frozen, policy)
     ours, theirs = dict(full_weights(policy)), dict(full_weights(frozen))
-    assert ours.keys() == theirs.keys() and "lm_head.weight" in ours  # the tied head is in: vLLM needs it
+    assert (
+        ours.keys() == theirs.keys() and "lm_head.weight" in ours
+    )  # the tied head is in: vLLM needs it
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours["lm_head.weight"].data_ptr() != theirs["lm_head.weight"].data_ptr()

@@ -27,7 +27,11 @@ def train(base, group, tokenizer, tmp_path, monkeypatch):
     base model hardly ever is, and without a reward nothing would move."""
     monkeypatch.setattr(remix.tqdm, "write", lambda text: None)
     source = tmp_path / "problems.json"
-    rows = [dict(problem=f"{a} + {b}", answer="50", error="50") for a in range(1, 9) for b in range(1, 9)]
+    rows = [
+        dict(problem=f"{a} + {b}", answer="50", error="50")
+        for a in range(1, 9)
+        for b in range(1, 9)
+    ]
     source.write_text(json.dumps(rows))
     problems, _ = load_problems(str(source), tokenizer, prompt="plain", max_prompt_tokens=64)
 
@@ -59,7 +63,9 @@ def test_every_loss_trains_and_micro_batches_do_not_matter(train, tmp_path, name
     whole = train("whole", *flags)
     assert all(row["grad_norm"] > 0 for row in whole)
     parts = train("parts", *flags, "--tokens_per_micro_batch", 150)
-    for x, y in zip(whole[:1], parts[:1], strict=True):  # later steps sample from weights that rounding has moved
+    for x, y in zip(
+        whole[:1], parts[:1], strict=True
+    ):  # later steps sample from weights that rounding has moved
         for key in ("policy_loss", "grad_norm", "rollouts", "reward", "tokens_backward"):
             assert x[key] == pytest.approx(y[key], rel=2e-3, abs=2e-5), key
 
@@ -71,12 +77,20 @@ def test_the_reductions_are_exact(train, tmp_path):
     for name in ("ppo", "decoupled_ppo"):
         assert train(name, *plain, "--loss", name) == rows
     replayed = train("replayed", "--clip_eps", 0.01)
-    assert train("replayed-ppo", "--clip_eps", 0.01, "--loss", "ppo")[-1]["grad_norm"] != replayed[-1]["grad_norm"]
+    assert (
+        train("replayed-ppo", "--clip_eps", 0.01, "--loss", "ppo")[-1]["grad_norm"]
+        != replayed[-1]["grad_norm"]
+    )
 
 
 def test_statistics_of_the_whole_mini_batch_cost_a_forward_pass(train):
-    plain, m2po = train("a", "--kl_coef", 0, "--steps", 1), train("b", "--kl_coef", 0, "--steps", 1, "--loss", "m2po")
-    assert plain[0]["tokens_forward"] == 0 and m2po[0]["tokens_forward"] == m2po[0]["tokens_backward"]
+    plain, m2po = (
+        train("a", "--kl_coef", 0, "--steps", 1),
+        train("b", "--kl_coef", 0, "--steps", 1, "--loss", "m2po"),
+    )
+    assert (
+        plain[0]["tokens_forward"] == 0 and m2po[0]["tokens_forward"] == m2po[0]["tokens_backward"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness"])
@@ -91,7 +105,9 @@ def test_every_replay_trains_and_resumes(train, tmp_path, kind):
     assert all(torch.equal(whole[name], half[name]) for name in whole)
 
 
-def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_contrast(train, tmp_path, monkeypatch):
+def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_contrast(
+    train, tmp_path, monkeypatch
+):
     asked = []
     make = remix.make_engine
 
@@ -104,7 +120,19 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
         return engine
 
     monkeypatch.setattr(remix, "make_engine", listening)
-    train("run", "--replay", "buffer_matters", "--replay_window", 5, "--save_every", 4, "--steps", 4, "--group_size", 2)
+    train(
+        "run",
+        "--replay",
+        "buffer_matters",
+        "--replay_window",
+        5,
+        "--save_every",
+        4,
+        "--steps",
+        4,
+        "--group_size",
+        2,
+    )
     state = torch.load(checkpoint.latest(tmp_path / "run") / "state.pt")
     groups = [entry["group"] for entry in state["buffer"]["entries"]]
     contrast = [0 < sum(r["reward"] for r in group) < len(group) for group in groups]
@@ -116,11 +144,30 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
 
 def test_a_lagging_sampler(train, tmp_path):
     """With k = 2, step t trains on data of pi_{t-2}: the ratio is not 1 and its age says so; the run resumes exactly."""
-    flags = ["--sampler_lag", 2, "--steps", 4, "--save_every", 2, "--off_policy_ratio", 0, "--utd_ratio", 1]
+    flags = [
+        "--sampler_lag",
+        2,
+        "--steps",
+        4,
+        "--save_every",
+        2,
+        "--off_policy_ratio",
+        0,
+        "--utd_ratio",
+        1,
+    ]
     flags += ["--mini_batch", 8]  # one update a step: the ratio is that of pi_k alone
     rows = train("whole", *flags)
-    assert [[i for i in range(5) if f"ratio_mean/age{i}" in row] for row in rows] == [[0], [1], [2], [2]]
-    assert rows[0]["log_ratio_sq/age0"] < 1e-3 and rows[2]["log_ratio_sq/age2"] > rows[0]["log_ratio_sq/age0"]
+    assert [[i for i in range(5) if f"ratio_mean/age{i}" in row] for row in rows] == [
+        [0],
+        [1],
+        [2],
+        [2],
+    ]
+    assert (
+        rows[0]["log_ratio_sq/age0"] < 1e-3
+        and rows[2]["log_ratio_sq/age2"] > rows[0]["log_ratio_sq/age0"]
+    )
     assert "engine_gap" in rows[0] and "engine_gap" not in rows[2]
     train("half", *flags, "--steps", 2)
     assert train("half", *flags) == rows
@@ -139,7 +186,9 @@ def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, m
     plain = train("off", *flags)
     for kind in ("tis", "icepop"):
         assert_close(train(kind, *flags, "--engine_weight", kind), plain)
-    monkeypatch.setattr(remix, "engine_weight", lambda trainer, engine, kind: torch.full_like(trainer, 0.5))
+    monkeypatch.setattr(
+        remix, "engine_weight", lambda trainer, engine, kind: torch.full_like(trainer, 0.5)
+    )
     half = train("half", *flags, "--engine_weight", "tis", "--steps", 1)
     assert half[0]["policy_loss"] == pytest.approx(plain[0]["policy_loss"] / 2, rel=0.1, abs=1e-3)
 
@@ -147,4 +196,6 @@ def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, m
 def test_a_buffer_of_each_kind_is_the_buffer_that_the_flag_names():
     kinds = next(f for f in config.fields(config.Config) if f.name == "replay").metadata["choices"]
     assert set(kinds) == {"window", "repo", "buffer_matters", "on_policyness"}
-    assert all(Buffer(2, kind).draw(3, None, likelihood=[]) == [] for kind in kinds if kind != "window")
+    assert all(
+        Buffer(2, kind).draw(3, None, likelihood=[]) == [] for kind in kinds if kind != "window"
+    )

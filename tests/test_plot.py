@@ -12,14 +12,21 @@ import plot
 from plot import curve, draw, group_by_label, plot_runs, read_run, reincarnation
 
 
-def make_run(folder: Path, accuracy: list[float], every: int = 2, config: dict | None = None, **more) -> str:
+def make_run(
+    folder: Path, accuracy: list[float], every: int = 2, config: dict | None = None, **more
+) -> str:
     """A run of 2 steps an evaluation: 10 rollouts, 4 gradient steps and 1.5 s a step."""
     folder.mkdir(parents=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(every * (len(accuracy) - 1) + 1):
-            row = {"step": step, "rollouts": 10 * step, "gradient_steps": 4 * step, "seconds": 1.5 * step}
+            row = {
+                "step": step,
+                "rollouts": 10 * step,
+                "gradient_steps": 4 * step,
+                "seconds": 1.5 * step,
+            }
             row |= {key: values[step] for key, values in more.items() if values[step] is not None}
             if step % every == 0:
                 row |= {"eval/pass@1": accuracy[step // every], "eval/pass@1_ci": 0.05}
@@ -36,7 +43,11 @@ def axes():
 
 
 def lines(axes, thin: bool) -> list[list[tuple[float, float]]]:
-    drawn = [line for line in axes.lines if line.get_linestyle() != "None" and (line.get_linewidth() < 1) == thin]
+    drawn = [
+        line
+        for line in axes.lines
+        if line.get_linestyle() != "None" and (line.get_linewidth() < 1) == thin
+    ]
     return [[tuple(map(float, xy)) for xy in line.get_xydata()] for line in drawn]
 
 
@@ -52,7 +63,10 @@ def test_groups_are_the_names_before_seed(tmp_path):
         "long/seed4",
     ]
     groups = group_by_label([str(tmp_path / name) for name in names])
-    short = {label: [str(Path(f).relative_to(tmp_path)) for f in folders] for label, folders in groups.items()}
+    short = {
+        label: [str(Path(f).relative_to(tmp_path)) for f in folders]
+        for label, folders in groups.items()
+    }
     assert short == {
         "remix-ppo": ["remix-ppo-seed0", "remix-ppo-seed1"],
         "ppo": ["ppo"],
@@ -74,10 +88,17 @@ def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
 def test_curve_skips_steps_without_the_value(tmp_path):
     rows, _ = read_run(make_run(tmp_path / "run", [0.1, 0.2, 0.4]))
     points = curve(rows, "rollouts", "eval/pass@1", 100)
-    assert [(step, *map(round, point)) for step, point in points.items()] == [(0, 0, 10), (2, 20, 20), (4, 40, 40)]
+    assert [(step, *map(round, point)) for step, point in points.items()] == [
+        (0, 0, 10),
+        (2, 20, 20),
+        (4, 40, 40),
+    ]
     assert curve(rows, "seconds", "eval/pass@1")[4] == (6.0, 0.4)
     assert curve(rows, "rollouts", "nosuch") == {}
-    del rows[0]["gradient_steps"], rows[2]["gradient_steps"]  # the base model has used none of anything
+    del (
+        rows[0]["gradient_steps"],
+        rows[2]["gradient_steps"],
+    )  # the base model has used none of anything
     assert sorted(curve(rows, "gradient_steps", "eval/pass@1")) == [0, 4]
 
 
@@ -88,7 +109,10 @@ def test_mean_band_and_ragged_ends(tmp_path, axes):
     assert lines(axes, thin=False) == [[(0, pytest.approx(20)), (20, pytest.approx(50))]]
     assert lines(axes, thin=True) == [[(20, pytest.approx(50)), (40, pytest.approx(90))]]
     band = axes.collections[0].get_paths()[0].vertices
-    assert [sorted({round(y) for x, y in band if x == at}) for at in (0, 20)] == [[10, 30], [30, 70]]
+    assert [sorted({round(y) for x, y in band if x == at}) for at in (0, 20)] == [
+        [10, 30],
+        [30, 70],
+    ]
 
 
 def test_single_run_shows_its_interval(tmp_path, axes):
@@ -123,7 +147,12 @@ def written(path: Path) -> bool:
 def test_figure_of_several_runs(tmp_path, monkeypatch):
     ages = {"ess/age0": [None, 1.0, 1.0, 1.0, 1.0], "ess/age1": [None, None, 0.9, 0.8, None]}
     config = {"reincarnation_step": 3}
-    runs = {"remix": [make_run(tmp_path / f"remix-seed{i}", [0.1, 0.2, 0.5], config=config, **ages) for i in range(2)]}
+    runs = {
+        "remix": [
+            make_run(tmp_path / f"remix-seed{i}", [0.1, 0.2, 0.5], config=config, **ages)
+            for i in range(2)
+        ]
+    }
     runs["ppo"] = [make_run(tmp_path / "ppo", [0.1, 0.2])]
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
@@ -135,28 +164,42 @@ def test_figure_of_several_runs(tmp_path, monkeypatch):
     assert titles == [panel[0] for panel in plot.PANELS] + ["Effective sample size by data age"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["remix (2 seeds)", "ppo", "reincarnation"]
-    assert [t.get_text() for t in figure.axes[5].get_legend().get_texts()] == ["fresh", "1 step old"]
-    assert figure.axes[0].get_ylim() == (0, 103) and re.search(r"pass@1.*\[%\]", figure.axes[0].get_ylabel())
+    assert [t.get_text() for t in figure.axes[5].get_legend().get_texts()] == [
+        "fresh",
+        "1 step old",
+    ]
+    assert figure.axes[0].get_ylim() == (0, 103) and re.search(
+        r"pass@1.*\[%\]", figure.axes[0].get_ylabel()
+    )
     plt.close(figure)
 
 
 def test_figure_of_a_run_that_never_evaluated_shows_the_reward(tmp_path):
     run = tmp_path / "bare"
     run.mkdir()
-    rows = [{"step": 0, "rollouts": 0}] + [{"step": s, "rollouts": 8 * s, "reward": 0.1 * s} for s in range(1, 4)]
+    rows = [{"step": 0, "rollouts": 0}] + [
+        {"step": s, "rollouts": 8 * s, "reward": 0.1 * s} for s in range(1, 4)
+    ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     plot.main([str(run), "--out", str(tmp_path / "curve.png")])
     assert written(tmp_path / "curve.png")
 
 
-@pytest.mark.parametrize("content, message", [(None, "holds no metrics.jsonl"), ("", "holds no complete step yet")])
+@pytest.mark.parametrize(
+    "content, message", [(None, "holds no metrics.jsonl"), ("", "holds no complete step yet")]
+)
 def test_bad_runs_are_one_sentence(tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(SystemExit) as exit:
         plot.main([str(tmp_path)])
     error = capsys.readouterr().err.strip()
-    assert exit.value.code == 2 and error.startswith("plot.py: ") and message in error and "\n" not in error
+    assert (
+        exit.value.code == 2
+        and error.startswith("plot.py: ")
+        and message in error
+        and "\n" not in error
+    )
 
 
 def test_table_means_and_first_crossings(tmp_path):
@@ -164,7 +207,13 @@ def test_table_means_and_first_crossings(tmp_path):
         folder = tmp_path / f"a-seed{seed}"
         folder.mkdir()
         rows = [
-            dict(step=i, rollouts=100 * i, gradient_steps=10 * i, seconds=2.0 * i, **{"eval/pass@1": v})
+            dict(
+                step=i,
+                rollouts=100 * i,
+                gradient_steps=10 * i,
+                seconds=2.0 * i,
+                **{"eval/pass@1": v},
+            )
             for i, v in enumerate(values)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from test_remix import SMALL, assert_same_run, clean_env, metrics, run, start
 
-from base_model import embedded_problems
+from tiny import embedded_problems
 
 # remix.py with optimizers that also write their gradients to a file. Its learning rate is too small to move a weight, so
 # every mini-batch of every run is the same batch under the same policy.
@@ -78,18 +78,47 @@ def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
     """Replayed and fresh data, both anchors (k3, exact), uneven shares (5 responses on 2 ranks), many micro-batches: every element to 1e-6, where the
     whole gradient has a norm of about 1 (it is clipped there)."""
     size = (
-        ["--prompts_per_step", 5] if algo == "ppo" else ["--prompts_per_step", 3, "--mini_batch", 3, "--group_size", 3]
+        ["--prompts_per_step", 5]
+        if algo == "ppo"
+        else ["--prompts_per_step", 3, "--mini_batch", 3, "--group_size", 3]
     )
-    flags = ["--algo", algo, *size, "--steps", 2, "--eval_every", 0, "--eval_limit", 1, "--eval_n", 1]
-    flags += ["--kl_convex", 0.5, "--kl_coef", 0.1, "--tokens_per_micro_batch", 100, "--entropy_coef", 0.01]
+    flags = [
+        "--algo",
+        algo,
+        *size,
+        "--steps",
+        2,
+        "--eval_every",
+        0,
+        "--eval_limit",
+        1,
+        "--eval_n",
+        1,
+    ]
+    flags += [
+        "--kl_convex",
+        0.5,
+        "--kl_coef",
+        0.1,
+        "--tokens_per_micro_batch",
+        100,
+        "--entropy_coef",
+        0.01,
+    ]
     flags += ["--lr", 1e-30, "--critic_lr", 1e-30, "--weight_decay", 0]
     flags += ["--kl_estimator", "exact"] if algo == "grpo" else []
     one = gradients(base, tmp_path / "one", *flags)
-    assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)  # 2 steps of 2 passes
-    launches = [("none", 2, 1), ("node", 2, 1)] if algo == "ppo" else [("node", 1, 2), ("node", 2, 2)]
+    assert len(one) == (4 if algo == "grpo" else 8) and all(
+        g.norm() > 1e-4 for g in one
+    )  # 2 steps of 2 passes
+    launches = (
+        [("none", 2, 1), ("node", 2, 1)] if algo == "ppo" else [("node", 1, 2), ("node", 2, 2)]
+    )
     for shard, ranks, nodes in launches:
         name = f"{shard}-{ranks}-{nodes}"
-        several = gradients(base, tmp_path / name, *flags, "--shard", shard, ranks=ranks, nodes=nodes)
+        several = gradients(
+            base, tmp_path / name, *flags, "--shard", shard, ranks=ranks, nodes=nodes
+        )
         for i, (a, b) in enumerate(zip(one, several, strict=True)):
             assert (a - b).abs().max() < 1e-6 and (a - b).norm() < 5e-6 * a.norm(), (name, i)
 
@@ -100,7 +129,18 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_the_job_within_a_minute_and_it_goes_on(base, tmp_path):
-    flags = ["--steps", 60, "--save_every", 1, "--eval_every", 0, "--eval_limit", 1, "--prompts_per_step", 5]
+    flags = [
+        "--steps",
+        60,
+        "--save_every",
+        1,
+        "--eval_every",
+        0,
+        "--eval_limit",
+        1,
+        "--prompts_per_step",
+        5,
+    ]
     flags += ["--shard", "node"]
     job = start(base, tmp_path / "run", *flags, ranks=2)
     deadline = time.time() + 120

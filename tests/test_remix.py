@@ -22,9 +22,9 @@ import checkpoint
 import config
 import data
 import remix
-from base_model import embedded_problems
 from reward import equivalent, extract_answer
 from rollout import HFEngine, VLLMEngine
+from tiny import embedded_problems
 
 SMALL = (
     "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 --mini_batch 5 --lr 1e-3 "
@@ -45,7 +45,12 @@ def start(base, out, *flags, ranks=1):
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launch, "remix.py", "--model", base, "--out", str(out), *SMALL, *map(str, flags)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=clean_env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -80,10 +85,25 @@ def assert_same_run(a, b):
 def test_a_run(base, tmp_path, algo, engine):
     if engine == "vllm":
         pytest.importorskip("vllm")
-    rows = run(base, tmp_path / "run", "--algo", algo, "--engine", engine, "--group_size", 1 if algo == "ppo" else 4)
+    rows = run(
+        base,
+        tmp_path / "run",
+        "--algo",
+        algo,
+        "--engine",
+        engine,
+        "--group_size",
+        1 if algo == "ppo" else 4,
+    )
     G = 1 if algo == "ppo" else 4
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert [row["rollouts"] for row in rows] == [0, 6 * G, 12 * G, 18 * G, 28 * G]  # 0.6 * 10, then 10
+    assert [row["rollouts"] for row in rows] == [
+        0,
+        6 * G,
+        12 * G,
+        18 * G,
+        28 * G,
+    ]  # 0.6 * 10, then 10
     assert [row["gradient_steps"] for row in rows] == [
         0,
         4,
@@ -92,14 +112,21 @@ def test_a_run(base, tmp_path, algo, engine):
         14,
     ]  # ceil(batch / 5) mini-batches, twice; then once
     assert [row["off_policy_ratio"] for row in rows[1:]] == [0, 0.4, 0.4, 0]
-    assert "ratio_mean/age1" in rows[2] and "ratio_mean/age2" in rows[3] and "ratio_mean/age1" not in rows[4]
+    assert (
+        "ratio_mean/age1" in rows[2]
+        and "ratio_mean/age2" in rows[3]
+        and "ratio_mean/age1" not in rows[4]
+    )
     assert rows[1]["engine_gap"] < 1e-5 and rows[4]["engine_gap"] < 1e-5
     # pi_base <- pi_T: while mixing the policy has moved away from its anchor, right after it starts from it again
     assert rows[4]["kl"] < rows[3]["kl"]
     assert all("eval/pass@1" in row for row in (rows[0], rows[2], rows[4]))
     out = tmp_path / "run"
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    lm, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(out / "model")
+    lm, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(out / "model"),
+        AutoTokenizer.from_pretrained(out / "model"),
+    )
     assert lm.config.tie_word_embeddings and lm.lm_head.weight is lm.model.embed_tokens.weight
     assert tokenizer.chat_template
     written = json.loads((out / "config.json").read_text())
@@ -110,7 +137,11 @@ def test_the_rarer_options_together(base, tmp_path):
     """Exact KL, both anchors, pi_{k-1} = pi_k, GePPO's clip and V-trace, the trainer's own behaviour log-probs."""
     flags = "--kl_estimator exact --kl_convex 0.5 --precedent current --geppo_clip --vtrace --behaviour_logp trainer"
     rows = run(base, tmp_path / "run", *flags.split(), "--kl_coef", 0.1, "--eval_every", 0)
-    assert rows[1]["clip_eps"] == 0.2 and 0.1 < rows[3]["clip_eps"] < 0.2 and rows[4]["clip_eps"] == 0.2
+    assert (
+        rows[1]["clip_eps"] == 0.2
+        and 0.1 < rows[3]["clip_eps"] < 0.2
+        and rows[4]["clip_eps"] == 0.2
+    )
     assert all(row["kl"] > 0 for row in rows[1:])  # exact: never below 0
     assert all(row["engine_gap"] < 1e-5 for row in rows[1:])
 
@@ -119,9 +150,25 @@ def test_forward_and_backward_tokens_are_no_more_than_needed(base, tmp_path):
     """GRPO, step 1: nothing frozen but pi_base, on fresh data. Step 2: pi_base on fresh data, pi_k on replayed data."""
     rows = run(base, tmp_path / "run", "--algo", "grpo", "--group_size", 2, "--steps", 2)
     fresh = [row["tokens_forward"] for row in rows[1:]]
-    assert rows[1]["tokens_backward"] == 2 * fresh[0]  # two passes over the batch, one by the anchor
-    assert rows[2]["tokens_backward"] == 2 * fresh[1]  # fresh by pi_base + replayed by pi_k = the batch, once
-    plain = run(base, tmp_path / "plain", "--algo", "grpo", "--group_size", 2, "--steps", 2, "--kl_coef", 0, *PLAIN)
+    assert (
+        rows[1]["tokens_backward"] == 2 * fresh[0]
+    )  # two passes over the batch, one by the anchor
+    assert (
+        rows[2]["tokens_backward"] == 2 * fresh[1]
+    )  # fresh by pi_base + replayed by pi_k = the batch, once
+    plain = run(
+        base,
+        tmp_path / "plain",
+        "--algo",
+        "grpo",
+        "--group_size",
+        2,
+        "--steps",
+        2,
+        "--kl_coef",
+        0,
+        *PLAIN,
+    )
     assert [row["tokens_forward"] for row in plain[1:]] == [0, 0]
 
 
@@ -140,7 +187,9 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         "--eval_limit",
         5 if algo == "ppo" else 1,
     ]  # 1: a rank idles
-    flags += ["--prompts_per_step", 5] if algo == "ppo" else ["--prompts_per_step", 2, "--mini_batch", 1]
+    flags += (
+        ["--prompts_per_step", 5] if algo == "ppo" else ["--prompts_per_step", 2, "--mini_batch", 1]
+    )
     one, two = run(base, tmp_path / "1", *flags), run(base, tmp_path / "2", *flags, ranks=2)
     assert one[0] == two[0]
     for name in ("rollouts", "reward", "response_length", "tokens_backward"):
@@ -153,21 +202,52 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
 
 def test_another_number_of_ranks_can_go_on(base, tmp_path):
     """From the checkpoint of two ranks, one rank takes the step that two would take."""
-    flags = ["--algo", "grpo", "--prompts_per_step", 4, "--mini_batch", 2, "--group_size", 2, "--eval_every", 0]
-    flags += ["--reincarnation_step", 0]  # so that the buffer, whose shares lay on two ranks, is drawn from
+    flags = [
+        "--algo",
+        "grpo",
+        "--prompts_per_step",
+        4,
+        "--mini_batch",
+        2,
+        "--group_size",
+        2,
+        "--eval_every",
+        0,
+    ]
+    flags += [
+        "--reincarnation_step",
+        0,
+    ]  # so that the buffer, whose shares lay on two ranks, is drawn from
     shards = ["--shard", "node"]
     run(base, tmp_path / "a", *flags, *shards, "--steps", 3, ranks=2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    two, one = run(base, tmp_path / "a", *flags, *shards, ranks=2)[4], run(base, tmp_path / "b", *flags)[4]
+    two, one = (
+        run(base, tmp_path / "a", *flags, *shards, ranks=2)[4],
+        run(base, tmp_path / "b", *flags)[4],
+    )
     assert one["off_policy_ratio"] > 0
-    for name in ("rollouts", "gradient_steps", "reward", "response_length", "policy_loss", "kl", "grad_norm"):
+    for name in (
+        "rollouts",
+        "gradient_steps",
+        "reward",
+        "response_length",
+        "policy_loss",
+        "kl",
+        "grad_norm",
+    ):
         assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-4), name
 
-    command = [sys.executable, "checkpoint.py", str(tmp_path / "a")]  # what the run itself exported at its end
+    command = [
+        sys.executable,
+        "checkpoint.py",
+        str(tmp_path / "a"),
+    ]  # what the run itself exported at its end
     subprocess.run(command, cwd=ROOT, env=clean_env(), check=True, timeout=120)
     exported = load_file(tmp_path / "a" / "model-000004" / "model.safetensors")
     assert exported.keys() == weights(tmp_path / "a").keys()
-    assert all(torch.equal(tensor, weights(tmp_path / "a")[name]) for name, tensor in exported.items())
+    assert all(
+        torch.equal(tensor, weights(tmp_path / "a")[name]) for name, tensor in exported.items()
+    )
     assert (tmp_path / "a" / "model-000004" / "tokenizer.json").exists()
 
 
@@ -187,7 +267,9 @@ def test_train_sh(base, tmp_path):
         base,
     ]
     command = ["bash", "train.sh", "tiny", "--algo", "grpo", *flags, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=clean_env(NPROC="1"), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_env(NPROC="1"), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["algo"] == "grpo"
     assert metrics(tmp_path / "run")[-1]["rollouts"] == 2 * 2  # int(0.6 * 4) prompts of 2
@@ -202,8 +284,16 @@ def batch_of(samples, prompts):
     ids, mask, logp = (torch.zeros(len(samples), L) for _ in range(3))
     for b, (p, s) in enumerate(zip(prompts, samples, strict=True)):
         n = len(p) + len(s.tokens)
-        ids[b, :n], mask[b, len(p) : n], logp[b, len(p) : n] = torch.tensor(p + s.tokens), 1, torch.tensor(s.logp)
-    return ids.long(), mask[:, 1:], logp[:, 1:]  # (B, L), (B, L - 1): position t predicts token t + 1
+        ids[b, :n], mask[b, len(p) : n], logp[b, len(p) : n] = (
+            torch.tensor(p + s.tokens),
+            1,
+            torch.tensor(s.logp),
+        )
+    return (
+        ids.long(),
+        mask[:, 1:],
+        logp[:, 1:],
+    )  # (B, L), (B, L - 1): position t predicts token t + 1
 
 
 def token_logp(lm, ids):
@@ -227,13 +317,23 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
     remixed = method == "remix"
     P, G, mini, steps, beta, c, eps = 8, 4 if algo == "grpo" else 1, 4, 4, 0.5, 0.01, 0.02
     flags = dict(
-        algo=algo, prompts_per_step=P, group_size=G, mini_batch=mini, steps=steps, kl_coef=beta, entropy_coef=c
+        algo=algo,
+        prompts_per_step=P,
+        group_size=G,
+        mini_batch=mini,
+        steps=steps,
+        kl_coef=beta,
+        entropy_coef=c,
     )
     p, m, lam, T = (0.5, 2, 0.7, 3) if remixed else (0, 1, 1, 0)
     method_flags = f"--off_policy_ratio {p} --utd_ratio {m} --kl_convex {lam} --reincarnation_step {T} --clip_eps {eps}"
     # This base model is hardly ever right: any number up to 100 counts, or all advantages and the policy loss would be 0
     source = tmp_path / "problems.json"
-    source.write_text(json.dumps([row | dict(answer=["50"], error="50") for row in embedded_problems("train")[:64]]))
+    source.write_text(
+        json.dumps(
+            [row | dict(answer=["50"], error="50") for row in embedded_problems("train")[:64]]
+        )
+    )
     rows = run(
         base,
         tmp_path / "run",
@@ -266,12 +366,19 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
         position += n_fresh
         seeds = [(step * 1_000_000 + i) * G for i in range(n_fresh)]
         groups = list(
-            zip(chosen, engine.generate([q.prompt_ids for q in chosen], G, seeds=seeds, max_tokens=64), strict=True)
+            zip(
+                chosen,
+                engine.generate([q.prompt_ids for q in chosen], G, seeds=seeds, max_tokens=64),
+                strict=True,
+            )
         )
         batch, new = list(groups), n_fresh * G
         if mixing:  # the last two steps' groups, drawn without replacement
             window = [group for past in stored[-2:] for group in past]
-            batch += [window[i] for i in np.random.default_rng([0, 2, step]).permutation(len(window))[: P - n_fresh]]
+            batch += [
+                window[i]
+                for i in np.random.default_rng([0, 2, step]).permutation(len(window))[: P - n_fresh]
+            ]
             stored.append(groups)
         problem_of, samples = [q for q, g in batch for _ in g], [s for _, g in batch for s in g]
         texts = [tokenizer.decode(s.tokens) for s in samples]
@@ -282,14 +389,22 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
         assert rewards[:new].mean().item() == pytest.approx(rows[step]["reward"])
         ids, mask, logp_b = batch_of(samples, [q.prompt_ids for q in problem_of])
         with torch.no_grad():
-            logp_k, logp_base, logp_prev = (token_logp(frozen, ids)[0] for frozen in (pi_k, pi_base, pi_prev))
+            logp_k, logp_base, logp_prev = (
+                token_logp(frozen, ids)[0] for frozen in (pi_k, pi_base, pi_prev)
+            )
             old_values = head(trunk(ids).last_hidden_state[:, :-1]).squeeze(-1)
         pi_prev = pi_k
         if algo == "grpo":
             g = rewards.view(-1, G)
-            A = ((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 1e-6)).view(-1, 1).expand_as(mask)
+            A = (
+                ((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 1e-6))
+                .view(-1, 1)
+                .expand_as(mask)
+            )
         else:
-            returns = rewards[:, None].expand_as(mask)  # gamma = lambda = 1: every token's return is the reward
+            returns = rewards[:, None].expand_as(
+                mask
+            )  # gamma = lambda = 1: every token's return is the reward
             A = returns - old_values
             real = A[mask == 1]
             A = (A - real.mean()) / (real.var() + 1e-8).sqrt()
@@ -297,7 +412,9 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
         for number in range(m if mixing else 1):
             rng = np.random.default_rng([0, 3, step, number])
             order = remix.mini_batches(
-                *([[b] for b in part] for part in (range(n_fresh), range(n_fresh, len(batch)))), mini, rng
+                *([[b] for b in part] for part in (range(n_fresh), range(n_fresh, len(batch)))),
+                mini,
+                rng,
             )
             for part in order:
                 i = torch.tensor([b * G + j for (b,) in part for j in range(G)])
@@ -310,7 +427,10 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
                     pg = -weight * torch.min(u * A[i], clipped * A[i])
                     kl = lam * k3(logp, logp_base[i]) + (1 - lam) * k3(logp, logp_prev[i])
                 else:
-                    pg, kl = -torch.min(u * A[i], u.clamp(1 - eps, 1 + eps) * A[i]), k3(logp, logp_base[i])
+                    pg, kl = (
+                        -torch.min(u * A[i], u.clamp(1 - eps, 1 + eps) * A[i]),
+                        k3(logp, logp_base[i]),
+                    )
                 actor_step.zero_grad()
                 (((pg + beta * kl - c * H) * w).sum() / n).backward()
                 norms.append(torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0).item())
@@ -318,7 +438,9 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
                 if algo == "ppo":
                     values = head(trunk(ids[i]).last_hidden_state[:, :-1]).squeeze(-1)
                     near = old_values[i] + (values - old_values[i]).clamp(-0.5, 0.5)
-                    terms["value_loss"] = torch.max((values - returns[i]) ** 2, (near - returns[i]) ** 2) / 2
+                    terms["value_loss"] = (
+                        torch.max((values - returns[i]) ** 2, (near - returns[i]) ** 2) / 2
+                    )
                     critic_step.zero_grad()
                     ((terms["value_loss"] * w).sum() / n).backward()
                     torch.nn.utils.clip_grad_norm_(critic, 1.0)
@@ -329,7 +451,10 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
                     logged[name] += (x * w).sum().item()
         assert np.mean(norms) == pytest.approx(rows[step]["grad_norm"], rel=2e-3)
         for name, value in logged.items():
-            assert value / tokens == pytest.approx(rows[step][name], rel=2e-3, abs=2e-5), (step, name)
+            assert value / tokens == pytest.approx(rows[step][name], rel=2e-3, abs=2e-5), (
+                step,
+                name,
+            )
     first, last, ours = (
         AutoModelForCausalLM.from_pretrained(base).state_dict(),
         lm.state_dict(),
@@ -337,7 +462,9 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
     )
     moved = torch.cat([(last[k] - first[k]).flatten() for k in ours])
     apart = torch.cat([(last[k] - ours[k]).flatten() for k in ours])
-    assert apart.norm() < 0.02 * moved.norm()  # Adam turns rounding of near-zero gradients into whole steps
+    assert (
+        apart.norm() < 0.02 * moved.norm()
+    )  # Adam turns rounding of near-zero gradients into whole steps
 
 
 # ------------------------------------------------------------------------------------------------ resume, kills
@@ -348,7 +475,18 @@ def test_six_steps_are_three_and_three_bit_for_bit(base, tmp_path, algo, engine)
     """Across the reincarnation step, with both anchors in use."""
     if engine == "vllm":
         pytest.importorskip("vllm")
-    flags = ["--algo", algo, "--engine", engine, "--reincarnation_step", 4, "--kl_convex", 0.7, "--kl_coef", 0.1]
+    flags = [
+        "--algo",
+        algo,
+        "--engine",
+        engine,
+        "--reincarnation_step",
+        4,
+        "--kl_convex",
+        0.7,
+        "--kl_coef",
+        0.1,
+    ]
     run(base, tmp_path / "a", *flags, "--steps", 6)
     run(base, tmp_path / "b", *flags, "--steps", 3)
     run(base, tmp_path / "b", *flags, "--steps", 6)
@@ -368,7 +506,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
     assert 2 <= int(checkpoint.latest(tmp_path / "b").name[-6:]) < 8
     with open(tmp_path / "b" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "roll')  # a line that a kill cut short
-    for _ in range(2):  # the second time it is complete already, and nothing changes: not the last evaluation either
+    for _ in range(
+        2
+    ):  # the second time it is complete already, and nothing changes: not the last evaluation either
         run(base, tmp_path / "b", *flags)
         assert_same_run(tmp_path / "a", tmp_path / "b")
 
@@ -397,12 +537,19 @@ setattr(owner, {where.split(".")[1]!r}, die)
 checkpoint.save(out, 2, models, {{}}, dict(step=2))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     path = checkpoint.latest(tmp_path)
     assert path.name == ("step-000002" if where == "shutil.rmtree" else "step-000001")
-    assert (path / ".metadata").exists() and torch.load(path / "state.pt")["step"] == int(path.name[-1])
+    assert (path / ".metadata").exists() and torch.load(path / "state.pt")["step"] == int(
+        path.name[-1]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -423,14 +570,20 @@ def bad(*flags):
         (["--off_policy_ratio", 0.8], "raise the window to 4"),
         (["--algo", "grpo", "--group_size", 1], "--group_size 1: GRPO compares"),
         (["--top_p", 0.9], "--top_p 0.9: training must sample from the full distribution"),
-        (["--kl_convex", "sometimes"], "--kl_convex sometimes: must be schedule, schedule:START,EVERY, off"),
+        (
+            ["--kl_convex", "sometimes"],
+            "--kl_convex sometimes: must be schedule, schedule:START,EVERY, off",
+        ),
         (["--kl_convex", "schedule:5"], "--kl_convex schedule:5: must be"),
         (["--kl_convex", "schedule:4,-2"], "--kl_convex schedule:4,-2: must be"),
         (["--attention", "flash_attention_2"], "--attention flash_attention_2: needs a GPU"),
         (["--loss", "cispo", "--geppo_clip"], "--geppo_clip True: does nothing with --loss cispo"),
         (["--tensor_parallel", 2, "--engine", "hf"], "--tensor_parallel 2: is for vLLM"),
         (["--kl_convex", "scheduled"], "--kl_convex scheduled: must be"),
-        (["--loss", "asymre"], "--loss asymre: has an advantage of groups; use it with --algo grpo"),
+        (
+            ["--loss", "asymre"],
+            "--loss asymre: has an advantage of groups; use it with --algo grpo",
+        ),
         (["--replay", "buffer_matters"], "--replay buffer_matters: looks at groups"),
         (["--engine_weight", "tis"], "--engine_weight tis: .* add --behaviour_logp trainer"),
         (
@@ -454,7 +607,9 @@ def test_bad_flags_are_named_with_value_and_advice(flags, message):
         bad(*flags)
 
 
-@pytest.mark.parametrize("flags", [["--kl_estimater", "k3"], ["--algo", "dpo"], ["--steps", "many"], ["--rein", "5"]])
+@pytest.mark.parametrize(
+    "flags", [["--kl_estimater", "k3"], ["--algo", "dpo"], ["--steps", "many"], ["--rein", "5"]]
+)
 def test_unknown_flags_and_values_are_errors(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         config.parse_config(flags)
@@ -463,14 +618,20 @@ def test_unknown_flags_and_values_are_errors(flags, capsys):
 
 def test_flags_of_an_algorithm():
     ppo, grpo = config.parse_config(["--data", "tiny"]), config.parse_config(["--algo", "grpo"])
-    assert (ppo.group_size, ppo.entropy_coef) == (1, 0.001) and (grpo.group_size, grpo.entropy_coef) == (8, 0.0)
+    assert (ppo.group_size, ppo.entropy_coef) == (1, 0.001) and (
+        grpo.group_size,
+        grpo.entropy_coef,
+    ) == (8, 0.0)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--model", "nowhere/nothing"], "--model nowhere/nothing: no such folder, nor a hub name"),
-        (["--max_tokens", 8192], "--max_tokens 8192: with --max_prompt_tokens 766 .* the 4096 tokens"),
+        (
+            ["--max_tokens", 8192],
+            "--max_tokens 8192: with --max_prompt_tokens 766 .* the 4096 tokens",
+        ),
         (["--eval_max_tokens", 4000], "--eval_max_tokens 4000: with"),
         (["--data", "missing.json"], "--data missing.json"),
         (["--data", "empty.json"], "--data"),
@@ -494,7 +655,9 @@ def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
     config.check_out(cfg)  # an empty one
     checkpoint.write_json(tmp_path / "run" / "config.json", vars(cfg))
     config.check_out(bad("--out", tmp_path / "run", "--steps", 999))  # the same run, longer
-    config.check_out(bad("--out", tmp_path / "run", "--tokens_per_micro_batch", 5))  # the same, in less memory
+    config.check_out(
+        bad("--out", tmp_path / "run", "--tokens_per_micro_batch", 5)
+    )  # the same, in less memory
     with pytest.raises(ValueError, match="--utd_ratio 3: the run in --out .* has --utd_ratio 2"):
         config.check_out(bad("--out", tmp_path / "run", "--utd_ratio", 3))
     (tmp_path / "thesis").mkdir()
@@ -542,7 +705,10 @@ def test_prompt_order_is_shuffled_epochs_without_gap_or_repeat():
     assert [sorted(whole[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
     assert whole[:10] != whole[10:20]
     assert (
-        remix.prompt_order(10, 0, 7, 3) + remix.prompt_order(10, 7, 16, 3) + remix.prompt_order(10, 23, 12, 3) == whole
+        remix.prompt_order(10, 0, 7, 3)
+        + remix.prompt_order(10, 7, 16, 3)
+        + remix.prompt_order(10, 23, 12, 3)
+        == whole
     )
 
 
@@ -555,8 +721,19 @@ def test_every_mini_batch_mixes_fresh_and_replayed():
 
 
 def test_a_share_that_floats_do_not_hit_is_accepted():
-    flags = ["--prompts_per_step", 10, "--mini_batch", 5, "--off_policy_ratio", 0.9, "--replay_window", 9]
-    assert bad(*flags).off_policy_ratio == 0.9  # 10 * (1 - 0.9) is 0.9999... in floating point, and one prompt
+    flags = [
+        "--prompts_per_step",
+        10,
+        "--mini_batch",
+        5,
+        "--off_policy_ratio",
+        0.9,
+        "--replay_window",
+        9,
+    ]
+    assert (
+        bad(*flags).off_policy_ratio == 0.9
+    )  # 10 * (1 - 0.9) is 0.9999... in floating point, and one prompt
 
 
 def test_the_engine_on_a_gpu_sleeps_whole_before_the_trainer_goes_on(monkeypatch):
@@ -586,8 +763,12 @@ def test_the_engine_on_a_gpu_sleeps_whole_before_the_trainer_goes_on(monkeypatch
 
 def test_lambda_flag():
     def weights(value):
-        return [config.kl_convex_weight(bad("--kl_convex", value), step) for step in (1, 50, 51, 95)]
+        return [
+            config.kl_convex_weight(bad("--kl_convex", value), step) for step in (1, 50, 51, 95)
+        ]
 
     assert weights("off") == [1, 1, 1, 1] and weights(0.3) == [0.3] * 4
     assert weights("schedule") == [1, 1, 0.9, 0.5] == weights("schedule:50,10")
-    assert [config.kl_convex_weight(bad("--kl_convex", "schedule:4,2"), t) for t in (4, 5, 7, 99)] == [1, 0.9, 0.8, 0.5]
+    assert [
+        config.kl_convex_weight(bad("--kl_convex", "schedule:4,2"), t) for t in (4, 5, 7, 99)
+    ] == [1, 0.9, 0.8, 0.5]

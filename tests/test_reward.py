@@ -353,9 +353,17 @@ KINDS = {
     "pair": [("(8,-1)", ["(8, -1)", "8,-1"], ["(-1,8)", "-1,8"])],
 }  # fmt: skip
 CASES = [
-    (kind, gold, answer, True) for kind, rows in KINDS.items() for gold, right, _ in rows for answer in [gold, *right]
+    (kind, gold, answer, True)
+    for kind, rows in KINDS.items()
+    for gold, right, _ in rows
+    for answer in [gold, *right]
 ]
-CASES += [(kind, gold, answer, False) for kind, rows in KINDS.items() for gold, _, wrong in rows for answer in wrong]
+CASES += [
+    (kind, gold, answer, False)
+    for kind, rows in KINDS.items()
+    for gold, _, wrong in rows
+    for answer in wrong
+]
 
 
 @pytest.mark.parametrize("kind, gold, answer, right", CASES)
@@ -451,15 +459,35 @@ def test_equivalent_takes_a_whole_response_too():
     "gold, right, wrong",
     [
         (Gold(("4.5e33",)), ["4.5e33"], ["4.6e33"]),
-        (Gold((r"\arcsin{\frac{1}{1.3}}", r"\arcsin{\frac{10}{13}}")), [r"\arcsin(10/13)"], [r"\arcsin(11/13)"]),
+        (
+            Gold((r"\arcsin{\frac{1}{1.3}}", r"\arcsin{\frac{10}{13}}")),
+            [r"\arcsin(10/13)"],
+            [r"\arcsin(11/13)"],
+        ),
         (Gold(("0.01", "0.02")), ["0.01", "0.02"], ["0.03", "0.01, 0.02"]),  # alternatives
         (Gold(("3", "5"), multiple=True), ["3,5", "5, 3", "5 and 3"], ["3", "5", "3,5,7"]),
         (Gold(("$100,200$",), multiple=True), ["200, 100"], ["100200", "100"]),
-        (Gold(("45",), unit="minute"), ["45", "45 minutes", r"0.75\text{ hours}"], ["45 seconds", "46", "0.75"]),
-        (Gold(("$166$",), unit="$cm^2$"), ["166", r"$166$", r"166\text{ cm}^2"], [r"166\text{ cm}", r"166\text{ m}^2"]),
-        (Gold(("4.2",), unit="%", error="1e-1"), ["4.2", "4.25", r"4.15\%", "0.042"], ["4.4", "0.05", "4", "x"]),
+        (
+            Gold(("45",), unit="minute"),
+            ["45", "45 minutes", r"0.75\text{ hours}"],
+            ["45 seconds", "46", "0.75"],
+        ),
+        (
+            Gold(("$166$",), unit="$cm^2$"),
+            ["166", r"$166$", r"166\text{ cm}^2"],
+            [r"166\text{ cm}", r"166\text{ m}^2"],
+        ),
+        (
+            Gold(("4.2",), unit="%", error="1e-1"),
+            ["4.2", "4.25", r"4.15\%", "0.042"],
+            ["4.4", "0.05", "4", "x"],
+        ),
         (Gold(("9.8",), error="0.05"), ["9.81", "9.8", "9.75"], ["9.9", "-9.8", "9.8, 9.81"]),
-        (Gold((r"$f(x)=a x+b$, where $b$ is an integer",)), [r"$f(x)=a x+b$, where $b$ is an integer"], ["ax"]),
+        (
+            Gold((r"$f(x)=a x+b$, where $b$ is an integer",)),
+            [r"$f(x)=a x+b$, where $b$ is an integer"],
+            ["ax"],
+        ),
     ],
 )
 def test_golds(gold, right, wrong):
@@ -470,7 +498,17 @@ def test_golds(gold, right, wrong):
 def test_parsable():
     golds = ["5", r"\emptyset", r"\{\}", "(1,2)", r"\text{A}", Gold(("", "5")), "°"]
     assert [parsable(gold) for gold in golds] == [True] * 6 + [False]
-    bad = ["", " ", ".", "$$", r"\frac{1}{2", "}{", "1" * (reward.MAX_CHARS + 1), "(" * 40 + "1" + ")" * 40, Gold(())]
+    bad = [
+        "",
+        " ",
+        ".",
+        "$$",
+        r"\frac{1}{2",
+        "}{",
+        "1" * (reward.MAX_CHARS + 1),
+        "(" * 40 + "1" + ")" * 40,
+        Gold(()),
+    ]
     assert [gold for gold in bad if parsable(gold)] == []
 
 
@@ -495,12 +533,16 @@ HOSTILE = [
 @pytest.mark.parametrize("gold", ["8", r"\frac{1}{2}", "x^2+1", "(1,2)", "1,2,3"])
 def test_hostile_answers_are_wrong_and_fast(gold):
     for answer in HOSTILE:
-        start = time.process_time()  # of this process: other processes of a busy machine do not count
+        start = (
+            time.process_time()
+        )  # of this process: other processes of a busy machine do not count
         assert not equivalent(answer, gold), answer[:50]
         assert time.process_time() - start < 2, answer[:50]
 
 
-@pytest.mark.parametrize("code", ["__import__('os').system('touch {}')", "open('{}', 'w')", "exec(\"open('{}','w')\")"])
+@pytest.mark.parametrize(
+    "code", ["__import__('os').system('touch {}')", "open('{}', 'w')", "exec(\"open('{}','w')\")"]
+)
 def test_nothing_is_executed(code, tmp_path):
     target = tmp_path / "executed"
     code = code.format(target)
@@ -572,14 +614,18 @@ def test_a_failing_grading_is_killed_and_the_others_are_not_affected(fake, worke
     answers = ["1", "hang", "2", "die", "3", "memory", "4", "5"]
     with Grader(workers, deadline_s=0.5, command=fake[0]) as grader:
         first = [worker.process for worker in grader.workers]
-        grader.score(boxes("0"), ["0"], "boxed")  # waits for the start, which counts against no deadline
+        grader.score(
+            boxes("0"), ["0"], "boxed"
+        )  # waits for the start, which counts against no deadline
         start = time.monotonic()
         with pytest.warns(UserWarning, match="MemoryError"):
             scores = grader.score(boxes(*answers), answers, "boxed")
         assert scores.rewards == [1, 0, 1, 0, 1, 0, 1, 1]
         assert scores.kills == 3  # the hang, the death, and the memory
         assert 0.5 <= time.monotonic() - start < 30
-        assert any(process.poll() is not None for process in first)  # killed for good, and respawned:
+        assert any(
+            process.poll() is not None for process in first
+        )  # killed for good, and respawned:
         assert grader.score(boxes("6"), ["6"], "boxed") == ([1.0], ["6"], 0, 0)
 
 
@@ -593,7 +639,9 @@ def test_identical_pairs_are_graded_once(fake):
 def test_grader_off_the_main_thread():
     scores = []
     with Grader() as grader:
-        thread = threading.Thread(target=lambda: scores.append(grader.score(boxes(r"\sqrt{8}"), [r"2\sqrt2"], "boxed")))
+        thread = threading.Thread(
+            target=lambda: scores.append(grader.score(boxes(r"\sqrt{8}"), [r"2\sqrt2"], "boxed"))
+        )
         thread.start()
         thread.join()
     assert scores == [([1.0], [r"\sqrt{8}"], 0, 0)]
@@ -621,7 +669,9 @@ def test_workers_end_with_their_grader_and_import_no_torch():
     with open(f"/proc/{process.pid}/maps") as maps:
         assert "torch" not in maps.read()
     with open(f"/proc/{process.pid}/limits") as limits:
-        assert str(reward.MEMORY) in next(line for line in limits if line.startswith("Max address space"))
+        assert str(reward.MEMORY) in next(
+            line for line in limits if line.startswith("Max address space")
+        )
     grader.close()
     assert process.poll() is not None
 

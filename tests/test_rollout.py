@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import rollout
-from base_model import embedded_problems
 from buffer import Response
 from model import Policy, collate, full_weights, load_model
+from tiny import embedded_problems
 
 pytestmark = pytest.mark.parametrize("kind", ["vllm", "hf"])
 LIMIT = 64
@@ -18,7 +18,9 @@ def prompts(tokenizer):
     rows = embedded_problems("train")[:24]
     return [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": r["problem"]}], add_generation_prompt=True, return_dict=True
+            [{"role": "user", "content": r["problem"]}],
+            add_generation_prompt=True,
+            return_dict=True,
         )["input_ids"]
         for r in rows
     ]
@@ -43,12 +45,16 @@ def trainer_logp(policy, prompts, groups):
     ]
     with torch.no_grad():
         logp, _, _ = policy(**collate(responses, "cpu"))
-    return [r.logp_b for r in responses], [row[: len(r.tokens)] for row, r in zip(logp, responses, strict=True)]
+    return [r.logp_b for r in responses], [
+        row[: len(r.tokens)] for row, r in zip(logp, responses, strict=True)
+    ]
 
 
 def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
     engine = engines(kind)
-    groups = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)  # fills the prefix cache with old keys
+    groups = engine.generate(
+        prompts, seeds=list(range(24)), max_tokens=LIMIT
+    )  # fills the prefix cache with old keys
     engine.sync(full_weights(policy))
     groups = engine.generate(prompts, 2, seeds=list(range(0, 48, 2)), max_tokens=LIMIT)
     ours, theirs = trainer_logp(policy, prompts, groups)
@@ -59,7 +65,9 @@ def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
 
 def test_a_stale_engine_is_caught(kind, engines, policy, base, prompts):
     engine = engines(kind)
-    engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))  # not the policy below
+    engine.sync(
+        full_weights(load_model(Policy, base, device="cpu", dtype="float32"))
+    )  # not the policy below
     groups = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)
     with pytest.raises(RuntimeError, match="disagree"):
         rollout.check_gap(*trainer_logp(policy, prompts, groups), "float32")
@@ -82,12 +90,19 @@ def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
 def test_a_bound_on_the_cache_changes_no_sample(kind, engines, prompts, monkeypatch):
     if kind == "vllm":
         pytest.skip("vLLM bounds its cache itself")
-    assert rollout.even(list(range(11)), 5) == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]] and rollout.even([], 5) == []
+    assert (
+        rollout.even(list(range(11)), 5) == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]
+        and rollout.even([], 5) == []
+    )
     engine, options = engines(kind), dict(seeds=[100 * i for i in range(24)], max_tokens=16)
     whole = engine.generate(prompts, 3, **options)
-    monkeypatch.setattr(engine, "tokens", 10 * (16 + max(map(len, prompts))))  # 10 rows of the 72 at a time
+    monkeypatch.setattr(
+        engine, "tokens", 10 * (16 + max(map(len, prompts)))
+    )  # 10 rows of the 72 at a time
     parts = engine.generate(prompts, 3, **options)
-    assert [[s.tokens for s in group] for group in whole] == [[s.tokens for s in group] for group in parts]
+    assert [[s.tokens for s in group] for group in whole] == [
+        [s.tokens for s in group] for group in parts
+    ]
 
 
 def test_eos_ends_a_response_and_belongs_to_it(kind, engines, policy, base, prompts, tokenizer):
@@ -115,5 +130,8 @@ def test_samples_follow_the_models_distribution(kind, engines, policy, prompts):
     assert np.all(np.abs(counts - 2000 * p) < 5 * np.sqrt(2000 * p * (1 - p)) + 1)
     order = np.argsort(-p)
     nucleus = set(order[: int(np.searchsorted(np.cumsum(p[order]), 0.7)) + 1].tolist())
-    draws = [s.tokens[0] for s in engine.generate(prompts[:1], 300, seeds=[0], top_p=0.7, max_tokens=1)[0]]
+    draws = [
+        s.tokens[0]
+        for s in engine.generate(prompts[:1], 300, seeds=[0], top_p=0.7, max_tokens=1)[0]
+    ]
     assert set(draws) <= nucleus and len(nucleus) < (counts > 0).sum()

@@ -11,7 +11,14 @@ import loss
 from siblings import SIBLINGS, bapo_bounds, engine_weight, m2po_cut, sibling_loss
 
 EPS = 0.2
-LENGTHS = [9, 5, 1, 0, 7, 2]  # one response has no tokens, as the dummy row of a rank that is out of work
+LENGTHS = [
+    9,
+    5,
+    1,
+    0,
+    7,
+    2,
+]  # one response has no tokens, as the dummy row of a rank that is out of work
 EXTRA = dict(m2po=dict(cut=0.4), bapo=dict(low=0.7, high=1.9))  # what `whole` gives in training
 NAMES = list(SIBLINGS)
 tensor = torch.tensor
@@ -39,7 +46,9 @@ def batch(seed=0, lengths=LENGTHS, width=None, per_response=False) -> dict:
     A = rng.normal(size=mask.shape)
     if per_response:
         A = np.repeat(A[:, :1], T, axis=1)
-    out = dict(logp=logp * mask, logp_k=logp_k * mask, logp_b=logp_b * mask, advantages=A, mask=mask)
+    out = dict(
+        logp=logp * mask, logp_k=logp_k * mask, logp_b=logp_b * mask, advantages=A, mask=mask
+    )
     if width is not None:
         out = {k: np.pad(x, ((0, 0), (0, width - T))) for k, x in out.items()}
     return {k: tensor(x) for k, x in out.items()} | dict(clip_eps=EPS)
@@ -132,11 +141,15 @@ def oapl_ref(lp, lk, lb, A):
     return error**2, [-2 * beta * error] * len(lp)
 
 
-ppo_ref = per_token(lambda lp, lk, lb, A: clip_ref(math.exp(lp) / math.exp(lb), A, 1 - EPS, 1 + EPS))
+ppo_ref = per_token(
+    lambda lp, lk, lb, A: clip_ref(math.exp(lp) / math.exp(lb), A, 1 - EPS, 1 + EPS)
+)
 EQUATIONS = dict(
     ppo=ppo_ref,
     decoupled_ppo=per_token(decoupled_ref),
-    clip_higher=per_token(lambda lp, lk, lb, A: clip_ref(math.exp(lp) / math.exp(lb), A, 0.8, 1.28)),
+    clip_higher=per_token(
+        lambda lp, lk, lb, A: clip_ref(math.exp(lp) / math.exp(lb), A, 0.8, 1.28)
+    ),
     dr_grpo=ppo_ref,
     gspo=gspo_ref,
     cispo=per_token(cispo_ref),
@@ -165,7 +178,9 @@ def test_value_and_gradient_against_the_equation(name, seed):
             value, grad = EQUATIONS[name](*lists)
             close(out[b, :n].detach() if out.ndim == 2 else out[b].detach(), tensor(value))
             close(kw["logp"].grad[b, :n], tensor(grad))
-        assert (kw["logp"].grad[b, n:] == 0).all()  # nothing reaches a pad, nor a row without tokens
+        assert (
+            kw["logp"].grad[b, n:] == 0
+        ).all()  # nothing reaches a pad, nor a row without tokens
 
 
 @pytest.mark.parametrize("name", ["ppo", "clip_higher", "decoupled_ppo", "bapo", "m2po"])
@@ -184,10 +199,17 @@ def test_the_cap_of_a_weight(name):
 
 
 def test_topr_is_capped_at_one_for_wrong_responses_and_weighs_right_ones_by_one():
-    for A, log_ratio, weight in [(-1, +700.0, 1.0), (-1, -2.0, math.exp(-2)), (1, -2.0, 1.0), (1, +700.0, 1.0)]:
+    for A, log_ratio, weight in [
+        (-1, +700.0, 1.0),
+        (-1, -2.0, math.exp(-2)),
+        (1, -2.0, 1.0),
+        (1, +700.0, 1.0),
+    ]:
         kw = batch(0, [1]) | dict(logp=tensor([[-1.0]]), logp_b=tensor([[-1.0 - log_ratio]]))
         close(gradient("topr", kw | dict(advantages=tensor([[float(A)]]))), tensor([[-weight * A]]))
-    far = batch(0, [1]) | dict(logp=tensor([[-1.0]]), logp_b=tensor([[-1001.0]]), advantages=tensor([[-1.0]]))
+    far = batch(0, [1]) | dict(
+        logp=tensor([[-1.0]]), logp_b=tensor([[-1001.0]]), advantages=tensor([[-1.0]])
+    )
     assert torch.isfinite(gradient("topr", far)).all()  # exp(1000) is never formed
 
 
@@ -199,7 +221,9 @@ def test_minpro_against_the_exact_prefix_ratio():
     prefix = torch.exp((two["logp"] - two["logp_b"]).cumsum(1))
     close(gradient("minpro", two), -prefix.clamp(max=5.0) * two["advantages"])
     log_ratios = tensor([[math.log(0.1), 0.0, math.log(0.5), 0.0]])
-    kw = batch(1, [4]) | dict(logp=log_ratios - 3, logp_b=torch.full((1, 4), -3.0), advantages=torch.ones(1, 4))
+    kw = batch(1, [4]) | dict(
+        logp=log_ratios - 3, logp_b=torch.full((1, 4), -3.0), advantages=torch.ones(1, 4)
+    )
     close(gradient("minpro", kw), -tensor([[0.1, 0.1, 0.05, 0.1]]))
 
 
@@ -221,7 +245,9 @@ def test_a_row_without_tokens_contributes_nothing(name):
     kw = batch(3)
     without = {k: v if k == "clip_eps" else v[[0, 1, 2, 4, 5]] for k, v in kw.items()}
     close(summed(name, kw), summed(name, without))
-    dummy = kw | dict(mask=torch.zeros_like(kw["mask"]))  # real log-probs under an all-0 mask: a rank out of work
+    dummy = kw | dict(
+        mask=torch.zeros_like(kw["mask"])
+    )  # real log-probs under an all-0 mask: a rank out of work
     assert summed(name, dummy) == 0
     assert (gradient(name, dummy) == 0).all()
 
@@ -255,7 +281,9 @@ def test_the_first_step_on_fresh_data_is_reinforce(name):
     kw |= dict(logp=kw["logp_b"].clone(), logp_k=kw["logp_b"])
     scale = kw["mask"]
     if name == "gspo":
-        scale = kw["mask"] / kw["mask"].sum(1, keepdim=True).clamp(min=1)  # the mean of the response's tokens
+        scale = kw["mask"] / kw["mask"].sum(1, keepdim=True).clamp(
+            min=1
+        )  # the mean of the response's tokens
     if name == "oapl":
         scale = 2 * 1e-3 * kw["mask"]
     close(gradient(name, kw), -kw["advantages"] * scale)
@@ -265,11 +293,15 @@ def test_the_registry():
     assert set(EQUATIONS) == set(SIBLINGS)
     for name, sibling in SIBLINGS.items():
         out = sibling.loss(**batch(7), **EXTRA.get(name, {}))
-        assert out.shape == ((len(LENGTHS),) if sibling.per == "response" else (len(LENGTHS), max(LENGTHS)))
+        assert out.shape == (
+            (len(LENGTHS),) if sibling.per == "response" else (len(LENGTHS), max(LENGTHS))
+        )
         assert sibling.per in ("token", "response", "constant") and sibling.source
         if sibling.advantage is not None:
             assert sibling.advantage(tensor([1.0, 0.0, 0.0, 1.0]), 2).shape == (4,)
-        if sibling.whole is not None:  # forgetting the pass over the whole mini-batch is an error, not another loss
+        if (
+            sibling.whole is not None
+        ):  # forgetting the pass over the whole mini-batch is an error, not another loss
             with pytest.raises(TypeError):
                 sibling.loss(**batch(7))
     assert [n for n, s in SIBLINGS.items() if s.per == "constant"] == ["dr_grpo"]
@@ -288,7 +320,9 @@ def test_reductions_to_ppo():
     close(SIBLINGS["bapo"].loss(**kw, low=1 - EPS, high=1 + EPS), ppo)
     assert SIBLINGS["dr_grpo"].loss is SIBLINGS["ppo"].loss
     one = batch(8, [1] * 50)
-    close(SIBLINGS["gspo"].loss(**one, eps_low=EPS, eps_high=EPS), SIBLINGS["ppo"].loss(**one)[:, 0])
+    close(
+        SIBLINGS["gspo"].loss(**one, eps_low=EPS, eps_high=EPS), SIBLINGS["ppo"].loss(**one)[:, 0]
+    )
 
 
 def test_on_replayed_data_mix_ppg_and_its_siblings_differ():
@@ -300,7 +334,10 @@ def test_on_replayed_data_mix_ppg_and_its_siblings_differ():
 
 def test_m2po_without_a_cut_is_the_plain_ratio_and_with_zero_only_pulls_back():
     kw = batch(10)
-    close(SIBLINGS["m2po"].loss(**kw, cut=math.inf), -torch.exp(kw["logp"] - kw["logp_b"]) * kw["advantages"])
+    close(
+        SIBLINGS["m2po"].loss(**kw, cut=math.inf),
+        -torch.exp(kw["logp"] - kw["logp_b"]) * kw["advantages"],
+    )
     pushes_on = ((kw["logp"] - kw["logp_b"]) * kw["advantages"] > 0) & (kw["mask"] == 1)
     assert torch.equal((gradient("m2po", kw, cut=0.0) == 0) & (kw["mask"] == 1), pushes_on)
 
@@ -337,7 +374,9 @@ def test_opmd_is_around_pi_k_and_oapl_around_the_policy_that_sampled():
     kw = batch(13)
     shifted = kw["mask"] * -0.5
     for name, moves, stays in [("opmd", "logp_k", "logp_b"), ("oapl", "logp_b", "logp_k")]:
-        assert (gradient(name, kw | {moves: kw[moves] + shifted}) - gradient(name, kw)).abs().max() > 1e-6
+        assert (
+            gradient(name, kw | {moves: kw[moves] + shifted}) - gradient(name, kw)
+        ).abs().max() > 1e-6
         close(gradient(name, kw | {stays: kw[stays] + shifted}), gradient(name, kw))
 
 
@@ -358,7 +397,9 @@ REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 )
 def test_advantages(name, value):
     got = SIBLINGS[name].advantage(tensor(REWARDS), 4)
-    close(got, tensor([value(r, REWARDS[i // 4 * 4 : i // 4 * 4 + 4]) for i, r in enumerate(REWARDS)]))
+    close(
+        got, tensor([value(r, REWARDS[i // 4 * 4 : i // 4 * 4 + 4]) for i, r in enumerate(REWARDS)])
+    )
     if name != "topr":  # it needs no group
         for bad in (1, 5):
             with pytest.raises(ValueError, match="group_size"):
@@ -408,16 +449,22 @@ def test_m2po_cut_against_taking_out_the_largest_one_by_one(seed):
         left.pop()
     assert 0 < len(left) < len(counted)
     cut = m2po_cut(logp, logp_b, A)["cut"]
-    out = SIBLINGS["m2po"].loss(logp=logp[None], logp_b=logp_b[None], advantages=A[None], cut=cut)[0]
+    out = SIBLINGS["m2po"].loss(logp=logp[None], logp_b=logp_b[None], advantages=A[None], cut=cut)[
+        0
+    ]
     masked = {i for _, i in counted} - {i for _, i in left}
     assert set((out == 0).nonzero()[:, 0].tolist()) == masked
     shuffle = torch.randperm(len(A))
-    assert m2po_cut(logp[shuffle], logp_b[shuffle], A[shuffle])["cut"] == cut  # ranks and order do not matter
+    assert (
+        m2po_cut(logp[shuffle], logp_b[shuffle], A[shuffle])["cut"] == cut
+    )  # ranks and order do not matter
 
 
 def test_m2po_cut_at_the_edges():
     logp, logp_b, A = tokens(0, spread=0.01)
-    assert m2po_cut(logp, logp_b, A) == dict(cut=math.inf)  # the second moment is small: nothing to mask
+    assert m2po_cut(logp, logp_b, A) == dict(
+        cut=math.inf
+    )  # the second moment is small: nothing to mask
     assert m2po_cut(logp_b, logp_b, A) == dict(cut=math.inf)  # fresh data: nothing counts
     far = torch.full((3,), 1.0)
     assert m2po_cut(far, far - 1, far) == dict(cut=1.0)  # all are too far: all are masked
@@ -425,7 +472,9 @@ def test_m2po_cut_at_the_edges():
     pulled_back = m2po_cut(far, far - 1, -far)  # far away, but the step would bring them back
     assert pulled_back == dict(cut=math.inf)
     zero = torch.zeros(3)
-    assert m2po_cut(tensor([0.5, 0.75, 0.5]), zero, far, threshold=0.25) == dict(cut=0.75)  # a mean of 0.25 may stay
+    assert m2po_cut(tensor([0.5, 0.75, 0.5]), zero, far, threshold=0.25) == dict(
+        cut=0.75
+    )  # a mean of 0.25 may stay
 
 
 def test_m2po_masks_the_same_tokens_in_float32():
@@ -435,7 +484,11 @@ def test_m2po_masks_the_same_tokens_in_float32():
     d = logp - logp_b
     kept = (d * A > 0) & (out != 0)
     dropped = (d * A > 0) & (out == 0)
-    assert d[kept].square().mean() <= 0.04 < torch.cat([d[kept], d[dropped].abs().min()[None]]).square().mean()
+    assert (
+        d[kept].square().mean()
+        <= 0.04
+        < torch.cat([d[kept], d[dropped].abs().min()[None]]).square().mean()
+    )
 
 
 def bapo_reference(ratios, A, target):
@@ -471,8 +524,13 @@ def test_bapo_bounds_at_the_edges():
     close(list(bapo_bounds(logp, logp_b, A.abs()).values()), [0.6, 1.2])  # all positive: the start
     close(list(bapo_bounds(logp, logp_b, -A.abs()).values()), [0.9, 3.0])  # all negative: the end
     close(list(bapo_bounds(logp, logp_b, 0 * A).values()), [0.6, 1.2])  # nothing to learn
-    found = {tuple(bapo_bounds(logp, logp_b, A - s, target=0.45).values()) for s in np.arange(0, 0.5, 0.02)}
-    assert any(low > 0.6 and high > 2.9 for low, high in found)  # the upper bound moves first, then the lower one
+    found = {
+        tuple(bapo_bounds(logp, logp_b, A - s, target=0.45).values())
+        for s in np.arange(0, 0.5, 0.02)
+    }
+    assert any(
+        low > 0.6 and high > 2.9 for low, high in found
+    )  # the upper bound moves first, then the lower one
     assert not any(low > 0.6 and high < 2.9 for low, high in found)
     assert any(low == 0.6 and 1.2 < high < 3 for low, high in found)
 
@@ -482,10 +540,16 @@ def test_bapo_bounds_at_the_edges():
 
 @pytest.mark.parametrize(
     "kind, expected",
-    [("tis", [0.1, 0.51, 1.0, 1.9, 2.0, 2.0, 2.0]), ("icepop", [0.0, 0.51, 1.0, 1.9, 2.1, 4.99, 0.0])],
+    [
+        ("tis", [0.1, 0.51, 1.0, 1.9, 2.0, 2.0, 2.0]),
+        ("icepop", [0.0, 0.51, 1.0, 1.9, 2.1, 4.99, 0.0]),
+    ],
 )
 def test_engine_weight(kind, expected):
-    trainer, engine = torch.log(tensor([[0.1, 0.51, 1.0, 1.9, 2.1, 4.99, 5.01]])).requires_grad_(), torch.zeros(1, 7)
+    trainer, engine = (
+        torch.log(tensor([[0.1, 0.51, 1.0, 1.9, 2.1, 4.99, 5.01]])).requires_grad_(),
+        torch.zeros(1, 7),
+    )
     out = engine_weight(trainer - 1, engine - 1, kind)
     close(out, tensor([expected]))
     assert not out.requires_grad
@@ -510,16 +574,23 @@ def test_what_a_loss_is_divided_by(per):
     for rows in ([0, 1], [2]):
         x = {
             k: torch.tensor(v[rows])
-            for k, v in dict(logp=logps, logp_k=logps, logp_b=logps, advantages=A, mask=mask).items()
+            for k, v in dict(
+                logp=logps, logp_k=logps, logp_b=logps, advantages=A, mask=mask
+            ).items()
         }
-        total += sibling_loss(sibling, x | dict(clip_eps=0.2), 1, tokens=8, responses=3, max_tokens=10).item()
+        total += sibling_loss(
+            sibling, x | dict(clip_eps=0.2), 1, tokens=8, responses=3, max_tokens=10
+        ).item()
     if per == "response":
         expected = -(A * logps * mask).sum() / 3
     else:
-        expected = -(A * mask).sum() / (8 if per == "token" else 30)  # r = 1: the clipped loss is -A
+        expected = -(A * mask).sum() / (
+            8 if per == "token" else 30
+        )  # r = 1: the clipped loss is -A
     assert total == pytest.approx(expected, abs=1e-12)
     if per != "response":
         half = [
-            sibling_loss(sibling, x | dict(clip_eps=0.2), w, tokens=8, responses=3, max_tokens=10) for w in (1, 0.5)
+            sibling_loss(sibling, x | dict(clip_eps=0.2), w, tokens=8, responses=3, max_tokens=10)
+            for w in (1, 0.5)
         ]
         assert half[1].item() == pytest.approx(half[0].item() / 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import base_model as bm
+import tiny as bm
 
 QUICK = bm.BaseModel(steps=3, batch_size=8, check_steps=0.5)
 REPO = Path(bm.__file__).resolve().parent
@@ -26,7 +26,9 @@ def quick(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(quick):
-    return AutoTokenizer.from_pretrained(quick)  # as users load it; AutoTokenizer may choose another class
+    return AutoTokenizer.from_pretrained(
+        quick
+    )  # as users load it; AutoTokenizer may choose another class
 
 
 def run_chain(text: str, equals: str) -> list[tuple[str, str]]:
@@ -38,7 +40,9 @@ def run_chain(text: str, equals: str) -> list[tuple[str, str]]:
 
 
 def test_splits_are_disjoint_distinct_and_of_every_difficulty():
-    train, test = ([r["problem"] for r in bm.embedded_problems(split)] for split in ("train", "test"))
+    train, test = (
+        [r["problem"] for r in bm.embedded_problems(split)] for split in ("train", "test")
+    )
     assert (len(train), len(test)) == (4000, 200)
     assert len(set(train)) == 4000 and len(set(test)) == 200 and not set(train) & set(test)
     for split in ("train", "test"):
@@ -54,9 +58,14 @@ def test_answers_are_right_and_within_the_vocabulary():
 
 
 def test_problems_and_demonstrations_are_the_same_in_another_process():
-    code = "import base_model as bm; print(bm.embedded_problems('test'), bm.demonstrations(bm.BaseModel(steps=3)))"
-    other = subprocess.run([sys.executable, "-c", code], cwd=REPO, env={"PYTHONHASHSEED": "7"}, capture_output=True)
-    assert other.stdout.decode().strip() == f"{bm.embedded_problems('test')} {bm.demonstrations(bm.BaseModel(steps=3))}"
+    code = "import tiny as bm; print(bm.embedded_problems('test'), bm.demonstrations(bm.BaseModel(steps=3)))"
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env={"PYTHONHASHSEED": "7"}, capture_output=True
+    )
+    assert (
+        other.stdout.decode().strip()
+        == f"{bm.embedded_problems('test')} {bm.demonstrations(bm.BaseModel(steps=3))}"
+    )
 
 
 def test_unknown_split_is_refused():
@@ -88,7 +97,10 @@ def test_guesses_are_near_and_right_one_time_in_seven():
 def test_first_pass_forgets_half_of_the_carries_and_keeps_the_slip():
     carries = forgotten = steps = missteps = 0
     for terms, response in draws("reason"):
-        stated = [(eval(left), int(result), int(left.split()[0])) for left, result in run_chain(response, "=")]
+        stated = [
+            (eval(left), int(result), int(left.split()[0]))
+            for left, result in run_chain(response, "=")
+        ]
         assert len(stated) == len(terms) - 1 and boxed(response) == stated[-1][1]
         for truth, result, before in stated:
             crosses = truth // 10 != before // 10
@@ -98,7 +110,9 @@ def test_first_pass_forgets_half_of_the_carries_and_keeps_the_slip():
                 steps += 1
                 missteps += result != truth
                 assert abs(result - truth) <= 1
-    assert 0.4 < forgotten / carries < 0.5  # slip_rate, a little less for the passes that were drawn anew
+    assert (
+        0.4 < forgotten / carries < 0.5
+    )  # slip_rate, a little less for the passes that were drawn anew
     assert abs(missteps / steps - 0.05) < 0.01
 
 
@@ -110,7 +124,9 @@ def test_reasoning_is_often_wrong_and_the_check_always_mends_it():
         first, redo = response.split(" ; Wait , check : ")
         mended += int(run_chain(first, "=")[-1][1]) != sum(terms)
         steps = run_chain(redo, "makes")
-        assert len(steps) == len(terms) - 1 and all(eval(left) == int(result) for left, result in steps)
+        assert len(steps) == len(terms) - 1 and all(
+            eval(left) == int(result) for left, result in steps
+        )
         assert boxed(response) == sum(terms)
     assert 0.4 < mended / DRAWS < 0.65
 
@@ -191,15 +207,26 @@ def test_chat_template_ends_with_think_and_encodes_words(tokenizer):
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == "<|user|> 7 + 4<|assistant|><think>"
     ids = tokenizer(text)["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids) == ["<|user|>", " 7", " +", " 4", "<|assistant|>", "<think>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        "<|user|>",
+        " 7",
+        " +",
+        " 4",
+        "<|assistant|>",
+        "<think>",
+    ]
     assert ids == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-    with_reply = tokenizer.apply_chat_template(chat + [{"role": "assistant", "content": "<think> 11"}], tokenize=False)
+    with_reply = tokenizer.apply_chat_template(
+        chat + [{"role": "assistant", "content": "<think> 11"}], tokenize=False
+    )
     assert with_reply == "<|user|> 7 + 4<|assistant|><think> 11<|im_end|>"
 
 
 def test_eos_is_not_pad_and_decoding_drops_only_the_control_tokens(tokenizer):
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
-    ids = tokenizer("<think> 4 </think> \\boxed{ 4 }" + tokenizer.eos_token + tokenizer.pad_token)["input_ids"]
+    ids = tokenizer("<think> 4 </think> \\boxed{ 4 }" + tokenizer.eos_token + tokenizer.pad_token)[
+        "input_ids"
+    ]
     assert ids[-2:] == [tokenizer.eos_token_id, tokenizer.pad_token_id]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<think> 4 </think> \\boxed{ 4 }"
 
@@ -213,15 +240,21 @@ def test_loss_covers_the_response_and_nothing_else(quick, tokenizer):
     expected = 0.0
     for ids, prompt in rows:  # one by one, without padding
         logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[:prompt]).endswith("<think>")
+        assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[:prompt]).endswith(
+            "<think>"
+        )
         expected -= sum(logp[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
     assert bm._loss(model, rows).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_folder_loads_is_tied_and_stops_at_eos(quick, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(quick)
-    assert model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.config.vocab_size == len(tokenizer) and model.config.max_position_embeddings == 4096
+    assert (
+        model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
+    )
+    assert (
+        model.config.vocab_size == len(tokenizer) and model.config.max_position_embeddings == 4096
+    )
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
@@ -232,11 +265,15 @@ def test_same_settings_make_the_same_weights_and_leave_the_random_state_alone(qu
     assert torch.equal(state, torch.random.get_rng_state()) and threads == torch.get_num_threads()
     weights = [(Path(folder) / "model.safetensors").read_bytes() for folder in (quick, again)]
     assert weights[0] == weights[1]
-    other = bm.make_base_model(str(tmp_path / "other"), bm.BaseModel(steps=3, batch_size=8, seed=1), quiet=True)
+    other = bm.make_base_model(
+        str(tmp_path / "other"), bm.BaseModel(steps=3, batch_size=8, seed=1), quiet=True
+    )
     assert (Path(other) / "model.safetensors").read_bytes() != weights[0]
 
 
-def test_second_call_does_not_train_and_another_model_is_not_overwritten(quick, monkeypatch, tmp_path):
+def test_second_call_does_not_train_and_another_model_is_not_overwritten(
+    quick, monkeypatch, tmp_path
+):
     monkeypatch.setattr(bm, "_train", lambda *_: pytest.fail("trained again"))
     assert bm.make_base_model(quick, QUICK, quiet=True) == quick
     with pytest.raises(FileExistsError, match="another --out"):
@@ -247,8 +284,11 @@ def test_second_call_does_not_train_and_another_model_is_not_overwritten(quick, 
 
 
 def test_default_folder_is_named_by_the_settings(monkeypatch, tmp_path):
-    monkeypatch.setattr(bm, "__file__", str(tmp_path / "base_model.py"))
-    folders = {bm.make_base_model(settings=s, quiet=True) for s in (QUICK, QUICK, bm.BaseModel(steps=2, batch_size=8))}
+    monkeypatch.setattr(bm, "__file__", str(tmp_path / "tiny.py"))
+    folders = {
+        bm.make_base_model(settings=s, quiet=True)
+        for s in (QUICK, QUICK, bm.BaseModel(steps=2, batch_size=8))
+    }
     assert len(folders) == 2 and all(Path(f).parent == tmp_path / "cache" for f in folders)
     assert all(re.fullmatch(r"tiny-[0-9a-f]{10}", Path(f).name) for f in folders)
 
@@ -268,11 +308,16 @@ def test_kill_while_saving_leaves_no_half_made_folder_and_the_next_call_makes_it
     child = os.fork()  # cheaper than a new interpreter, which would import torch again
     if child == 0:
         bm._train = lambda *_: model
-        bm.Qwen2Tokenizer.save_pretrained = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the weights are written
+        bm.Qwen2Tokenizer.save_pretrained = lambda *_: os.kill(
+            os.getpid(), signal.SIGKILL
+        )  # the weights are written
         bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert not (tmp_path / "model").exists() and len(list(tmp_path.glob(".model.*/*.safetensors"))) == 1
+    assert (
+        not (tmp_path / "model").exists()
+        and len(list(tmp_path.glob(".model.*/*.safetensors"))) == 1
+    )
     out = bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
     AutoModelForCausalLM.from_pretrained(out)
 
@@ -293,17 +338,22 @@ def test_loser_of_a_race_takes_the_winners_folder(monkeypatch, tmp_path):
 
 def test_flags(monkeypatch, capsys, tmp_path):
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["base_model.py", *flags])
+        monkeypatch.setattr(sys, "argv", ["tiny.py", *flags])
         bm.main()
 
     with pytest.raises(SystemExit) as stop:
         run("--help")
     helped = capsys.readouterr().out
-    assert stop.value.code == 0 and all(f"--{f.name}" in helped for f in dataclasses.fields(bm.BaseModel))
+    assert stop.value.code == 0 and all(
+        f"--{f.name}" in helped for f in dataclasses.fields(bm.BaseModel)
+    )
     with pytest.raises(SystemExit) as stop:
         run("--guess", "0.1")  # no abbreviations: --guess is none of the flags
     assert stop.value.code == 2 and "--guess" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="32 or 64"):
         run("--heads", "4")
     run("--out", str(tmp_path / "m"), "--steps", "2", "--batch_size", "4")
-    assert capsys.readouterr().out.strip() == str(tmp_path / "m") and (tmp_path / "m" / "config.json").is_file()
+    assert (
+        capsys.readouterr().out.strip() == str(tmp_path / "m")
+        and (tmp_path / "m" / "config.json").is_file()
+    )
