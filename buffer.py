@@ -1,85 +1,91 @@
-"""The replay buffer: a FIFO of the last N steps' fresh responses, and the exact count of fresh prompts a step (paper: Mix-PPG).
+"""The replay buffer: a FIFO of the last N steps' fresh responses, and the exact count of fresh
+prompts a step (paper: Mix-PPG).
 
-A *group* is the G responses to one prompt; groups stay whole, because GRPO's advantage needs all of them.
-The buffer lives on the CPU, sharded: rank i holds every group whose number in its step is i modulo the ranks. What a draw
-needs to know of a group (its `Entry`) is the same on every rank, so all ranks draw the same, and the loop gathers it.
+A *group* is the G responses to one prompt; groups stay whole, because GRPO's advantage needs all of
+them. The buffer lives on the CPU, sharded: rank i holds every group whose number in its step is i
+modulo the ranks. What a draw needs to know of a group (its `Entry`) is the same on every rank, so
+all ranks draw the same, and the loop gathers it.
 
-[open] nu, the draw from the window: uniform over the stored groups, without replacement within a step.
-[open] the first steps of a run have little or nothing to replay; they train on what there is, and collect no more.
+[open] nu, the draw from the window: uniform over the stored groups, without replacement in a step.
+[open] the first steps of a run have little or nothing to replay; they train on what there is, and
+  collect no more.
 [open] reincarnation empties the buffer.
 
-Other ways to keep and draw, for comparison (`--replay`; each function below says which):
-window (ReMix's), repo, buffer_matters, on_policyness.
+What is done with the stored groups is a `Replay`: four functions, whose defaults, below, are
+ReMix's. Other methods' stand in siblings.py (`--replay`).
 """
 
-from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+def this_step(default=None):
+    """A field that is computed anew every step and never stored."""
+    return field(default=default, metadata=dict(this_step=True))
 
 
 @dataclass
 class Response:
-    """One sampled response and what is known of it. Tensors are CPU, (T,) over its T response tokens, float32 nats."""
+    """One sampled response and what is known of it. Tensors are CPU, (T,) over its T response
+    tokens, float32; log-probs in nats."""
 
     prompt: list[int]  # prompt token ids
     tokens: list[int]  # response token ids, eos included when it finished
-    logp_b: torch.Tensor  # log-prob under the policy that sampled it
+    logp_b: Tensor  # log-prob under the behaviour policy, which sampled it
     finished: bool  # False: cut at the length limit
     reward: float
-    step: int  # training step at which the sampling policy was pi_k; age = current step - this
-    logp_base: torch.Tensor | None = None  # cached: pi_base changes only at reincarnation
-    states_base: torch.Tensor | None = (
-        None  # in its place for the exact KL: pi_base's last hidden states, (T, H)
+    step: int  # training step at which the behaviour policy was pi_k; age = current step - this
+    base: Tensor | None = (
+        None  # log-prob under pi_base, which changes only at reincarnation; for the
     )
-    engine_weight: torch.Tensor | None = (
-        None  # TIS / IcePop weight of the sampler's own error (--engine_weight)
-    )
-    # Valid within one step only:
-    logp_k: torch.Tensor | None = None
-    logp_prev: torch.Tensor | None = None
-    states_prev: torch.Tensor | None = None
-    values: torch.Tensor | None = None
-    advantages: torch.Tensor | None = None
-    returns: torch.Tensor | None = None
+    # exact KL its last hidden states (T, H) in their place, as with prev
+    weight: Tensor | None = None  # TIS / IcePop, for the engine's own error (--engine_weight)
+
+    logp_k: Tensor | None = this_step()  # log-prob under pi_k
+    prev: Tensor | None = this_step()  # log-prob under pi_{k-1}
+    values: Tensor | None = this_step()
+    advantages: Tensor | None = this_step()
+    returns: Tensor | None = this_step()
+    replayed: bool = this_step(False)  # drawn from the buffer
 
     def end_step(self) -> None:
         """Drop what is valid within one step only."""
-        for name in SCRATCH:
-            setattr(self, name, None)
+        for f in fields(self):
+            if f.metadata:
+                setattr(self, f.name, f.default)
+
+    def stored(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata}
 
     def __getstate__(self) -> dict:
-        """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty times an array's."""
-        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+        """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty times
+        an array's."""
+        return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     def __setstate__(self, state: dict) -> None:
-        vars(self).update(
-            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
-        )
+        arrays = {k: torch.from_numpy(v) for k, v in state.items() if isinstance(v, np.ndarray)}
+        vars(self).update(state | arrays)
 
 
-SCRATCH = (
-    "logp_k",
-    "logp_prev",
-    "states_prev",
-    "values",
-    "advantages",
-    "returns",
-)  # recomputed every step, never stored
-STORED = [field.name for field in fields(Response) if field.name not in SCRATCH]
+Group = list[Response]
 
 
 def fresh_prompts(step: int, prompts_per_step: int, off_policy_ratio: float) -> int:
-    """Prompts to sample in the step-th mixing step (from 1): (1 - p) P with the remainder carried, in exact arithmetic.
-    0.6 * 256 = 153.6 gives 153, 154, 153, 154, 154, ...: 100 steps collect 15,360, not 15,300."""
+    """Prompts to sample in the step-th mixing step (from 1): (1 - p) P, the remainder carried, in
+    exact arithmetic. 0.6 * 256 = 153.6 gives 153, 154, 153, 154, 154, ...: 100 steps collect
+    15,360, not 15,300."""
     share = prompts_per_step * (1 - Fraction(str(off_policy_ratio)))
     return int(step * share) - int((step - 1) * share)
 
 
-def mean_reward(group: list[Response]) -> float:
+def mean_reward(group: Group) -> float:
     return sum(r.reward for r in group) / len(group)
 
 
@@ -91,104 +97,82 @@ class Entry:
     number: int  # place among the groups of its step
     prompt: tuple[int, ...]
     reward: float  # mean of the group
-    group: list[Response] | None  # None on the ranks that do not hold it
+    group: Group | None  # None on the ranks that do not hold it
 
 
-def draw_window(entries: list[Entry], count: int, rng: np.random.Generator) -> list[Entry]:
-    """ReMix: uniform over the last N steps, without replacement."""
+# ------------------------------------------------------------------------------ ReMix's way to replay
+
+
+def next_problems(buffer: "Buffer", count: int, upcoming: Callable) -> list[int]:
+    """What to sample: the next problems of the shuffled epochs."""
+    return upcoming(count)
+
+
+def all_groups(buffer: "Buffer", fresh: list[Group], problems: list[int]) -> list[Group]:
+    """Which fresh groups to train on and to store: all."""
+    return fresh
+
+
+def last_steps(entries: list[Entry], step: int, window: int) -> list[Entry]:
+    """What stays after a step: the groups of the last N steps."""
+    return [entry for entry in entries if entry.step > step - window]
+
+
+def uniform(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
+) -> list[Entry]:
+    """What to replay: groups of the window, uniformly, without replacement."""
     return [entries[i] for i in rng.permutation(len(entries))[:count]]
 
 
-def draw_repo(entries: list[Entry], count: int, prompts: set[tuple[int, ...]]) -> list[Entry]:
-    """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts that have just been
-    sampled, newest first. A prompt keeps its last N groups, however old. Nothing is replayed in the first epoch."""
-    return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
+class Replay(NamedTuple):
+    """What is sampled, kept, forgotten and replayed. All four see the same on every rank."""
+
+    choose: Callable = next_problems  # (buffer, count, upcoming) -> problem numbers, so many
+    #   upcoming(n): the next n problems of the shuffled epochs; who takes fewer leaves them there
+    keep: Callable = all_groups  # (buffer, fresh groups, their problem numbers) -> groups
+    forget: Callable = last_steps  # (entries, step, window) -> entries
+    draw: Callable = uniform  # (entries, count, rng, fresh groups, score) -> entries, at most count
+    #   score(): for each entry its responses' log-probs under pi_k, a forward pass over the buffer
 
 
-def draw_buffer_matters(
-    entries: list[Entry], count: int, low: float = 0.25, high: float = 0.75
-) -> list[Entry]:
-    """ "Buffer Matters" (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes, newest first. The loop
-    does the rest: it trains on fresh groups with both right and wrong responses, and samples failed prompts again."""
-    return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
-
-
-def draw_on_policyness(
-    entries: list[Entry], count: int, rng: np.random.Generator, likelihood: list[float]
-) -> list[Entry]:
-    """Adaptive Replay Buffer (Song et al. 2025, arXiv 2512.10510): in proportion to on-policyness, without replacement.
-    likelihood: of each group, the mean over its responses of exp(mean_t log pi_k), the likelihood of a token today."""
-    if not entries:
-        return []
-    p = np.array(likelihood) / np.sum(likelihood)
-    return [
-        entries[i] for i in rng.choice(len(entries), min(count, len(entries)), replace=False, p=p)
-    ]
+# --------------------------------------------------------------------------------------- the buffer
 
 
 class Buffer:
-    """The stored groups. kind: how they are kept and drawn (--replay); window: N; rank, ranks: which share lies here."""
+    """The stored groups. window: N; rank, ranks: which share lies here."""
 
-    def __init__(self, window: int, kind: str = "window", rank: int = 0, ranks: int = 1):
-        self.window, self.kind, self.rank, self.ranks = window, kind, rank, ranks
+    def __init__(self, window: int, replay: Replay = Replay(), rank: int = 0, ranks: int = 1):
+        self.window, self.replay, self.rank, self.ranks = window, replay, rank, ranks
         self.entries: list[Entry] = []  # oldest first
-        self.failed: deque[int] = (
-            deque()
-        )  # buffer_matters: problems whose last group was all wrong, longest ago first
+        self.failed: deque[int] = deque()  # buffer_matters: problems whose last group was all wrong
 
-    def push(self, groups: list[list[Response]], step: int) -> None:
-        """Store one step's fresh groups (given whole, on every rank); what is too old falls out."""
+    def push(self, groups: list[Group], step: int) -> None:
+        """Store a step's fresh groups (given whole, on every rank); what is too old falls out."""
         for number, group in enumerate(groups):
-            for response in group:
-                response.end_step()
             self.add(group, step, number)
-        self.forget(step)
+        self.entries = self.replay.forget(self.entries, step, self.window)
 
-    def add(self, group: list[Response], step: int, number: int) -> None:
-        here = number % self.ranks == self.rank
-        self.entries.append(
-            Entry(step, number, tuple(group[0].prompt), mean_reward(group), group if here else None)
-        )
-
-    def forget(self, step: int) -> None:
-        if self.kind == "repo":  # the last N groups of each prompt
-            seen: Counter[tuple[int, ...]] = Counter()
-            kept = []
-            for entry in reversed(self.entries):
-                seen[entry.prompt] += 1
-                kept += [entry] if seen[entry.prompt] <= self.window else []
-            self.entries = kept[::-1]
-        else:  # the groups of the last N steps
-            self.entries = [entry for entry in self.entries if entry.step > step - self.window]
+    def add(self, group: Group, step: int, number: int) -> None:
+        here = group if number % self.ranks == self.rank else None
+        entry = Entry(step, number, tuple(group[0].prompt), mean_reward(group), here)
+        self.entries.append(entry)
 
     def draw(
-        self,
-        count: int,
-        rng: np.random.Generator,
-        prompts: Iterable[list[int]] = (),
-        likelihood: list[float] = (),
-    ) -> list[tuple[int, list[Response]]]:
-        """Up to count groups, the same on every rank -> those of them that lie here, as (place in the draw, group).
-        prompts: of this step's fresh groups, for repo; likelihood: of each stored group, for on_policyness."""
-        if self.kind == "repo":
-            drawn = draw_repo(self.entries, count, {tuple(prompt) for prompt in prompts})
-        elif self.kind == "buffer_matters":
-            drawn = draw_buffer_matters(self.entries, count)
-        elif self.kind == "on_policyness":
-            drawn = draw_on_policyness(self.entries, count, rng, likelihood)
-        else:
-            drawn = draw_window(self.entries, count, rng)
-        return [
-            (place, entry.group) for place, entry in enumerate(drawn) if entry.group is not None
-        ]
+        self, count: int, rng: np.random.Generator, fresh: list[Group] = (), score: Callable = None
+    ) -> list[tuple[int, Group]]:
+        """Up to count groups, the same on every rank -> those of them that lie here, as (place in
+        the draw, group)."""
+        drawn = self.replay.draw(self.entries, count, rng, fresh, score) if count else []
+        here = [(place, e.group) for place, e in enumerate(drawn) if e.group is not None]
+        for _, group in here:
+            for r in group:
+                r.replayed = True
+        return here
 
-    def stored(self) -> list[tuple[int, list[Response]]]:
+    def stored(self) -> list[tuple[int, Group]]:
         """Every group that lies here, as (place among all ranks' entries, group)."""
-        return [
-            (place, entry.group)
-            for place, entry in enumerate(self.entries)
-            if entry.group is not None
-        ]
+        return [(place, e.group) for place, e in enumerate(self.entries) if e.group is not None]
 
     def clear(self) -> None:
         self.entries.clear()
@@ -197,14 +181,11 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def state_dict(self, groups: list[list[Response]]) -> dict:
-        """groups: `stored` of all ranks, in order. Plain lists, dicts and tensors: loads with torch.load(weights_only=True)."""
+    def state_dict(self, groups: list[Group]) -> dict:
+        """groups: `stored` of all ranks, in order. Plain lists, dicts and tensors, for
+        torch.load(weights_only=True)."""
         rows = [
-            dict(
-                step=entry.step,
-                number=entry.number,
-                group=[{k: getattr(r, k) for k in STORED} for r in group],
-            )
+            dict(step=entry.step, number=entry.number, group=[r.stored() for r in group])
             for entry, group in zip(self.entries, groups, strict=True)
         ]
         return dict(entries=rows, failed=list(self.failed))

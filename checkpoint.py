@@ -1,18 +1,20 @@
 """Save and resume: a run that dies at any moment goes on from its last saved step.
 
-    python checkpoint.py RUN [FOLDER]     the policy of the run's last checkpoint as a Hugging Face folder, on a CPU, also
-                                          while the run goes on (default: RUN/model-STEP; a run that ends makes RUN/model itself)
+    python checkpoint.py RUN [FOLDER]     the policy of the run's last checkpoint as a Hugging Face
+                                          folder, on a CPU, also while the run goes on (default:
+                                          RUN/model-STEP; a run that ends makes RUN/model itself)
 
-A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a different number of ranks
-can load it) plus state.pt: buffer, counters, prompt position. It is written under a temporary name and renamed when all
-of it is on disk: a folder with the final name is whole. There are no random states in it: every draw of this project
-comes from a generator seeded by (seed, step, what for), so the step number is the random state.
-"""
+A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a
+different number of ranks can load it) plus state.pt: buffer, counters, prompt position. It is
+written under a temporary name and renamed when all of it is on disk: a folder with the final name
+is whole. There are no random states in it: every draw of this project comes from a generator seeded
+by (seed, step, what for), so the step number is the random state."""
 
 import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
@@ -30,9 +32,33 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from model import Policy, full_weights, init_distributed, load_model
+from buffer import Buffer
+from config import Config
+from metrics import rewind_metrics
+from model import Policy, full_weights, load_model
+from parallel import gather, gather_in_order, init_distributed
 
 KEEP = 1  # complete checkpoints kept; the older one goes when the next is whole
+
+
+@dataclass
+class State:
+    """Where a run is, beside weights, optimizers and buffer."""
+
+    step: int = 0  # the last one that is done
+    position: int = 0  # problems taken from the endless sequence of shuffled epochs
+    rollouts: int = 0  # responses sampled
+    gradient_steps: int = 0
+    seconds: float = 0.0  # of training, without evaluation and saving
+
+    def done(self, step: int, gradient_steps: int, seconds: float) -> None:
+        self.step = step
+        self.gradient_steps += gradient_steps
+        self.seconds += seconds
+
+    def counts(self) -> dict[str, float]:
+        """What a line of metrics.jsonl begins with."""
+        return {name: value for name, value in vars(self).items() if name != "position"}
 
 
 def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
@@ -49,7 +75,8 @@ def latest(out: Path) -> Path | None:
 
 
 def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> None:
-    """Write one checkpoint, every rank together. state: what torch.load(weights_only=True) can read back."""
+    """Write one checkpoint, every rank together. state: what torch.load(weights_only=True) can read
+    back."""
     folder = out / "checkpoints"
     partial, final = folder / "partial", folder / f"step-{step:06d}"
     if dist.get_rank() == 0:
@@ -68,6 +95,28 @@ def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> N
     dist.barrier()
 
 
+def save_run(cfg: Config, state: State, models: dict, optimizers: dict, buffer: Buffer) -> None:
+    stored = buffer.state_dict(gather_in_order(buffer.stored()))
+    save(Path(cfg.out), state.step, models, optimizers, vars(state) | dict(buffer=stored))
+
+
+def load_run(cfg: Config, models: dict, optimizers: dict, buffer: Buffer) -> State:
+    """The run's newest checkpoint put into all of them, and its metrics cut back to it; a new State
+    where there is none."""
+    rank, out, state = dist.get_rank(), Path(cfg.out), State()
+    # One answer for all ranks, whatever a node's file cache says
+    saved = gather([latest(out)] if rank == 0 else [])[0]
+    if saved:
+        values = load(saved, models, optimizers)
+        buffer.load_state_dict(values.pop("buffer"))
+        state = State(**values)
+    if rank == 0:
+        due = cfg.eval_every and state.step % cfg.eval_every == 0
+        evaluated = state.step >= cfg.steps or bool(due)
+        rewind_metrics(out / "metrics.jsonl", state.step if saved else -1, evaluated)
+    return state
+
+
 def load(path: Path, models: dict, optimizers: dict) -> dict:
     """Put a checkpoint's tensors into models and optimizers; -> the state given to `save`."""
     values = tensors(models, optimizers)
@@ -80,7 +129,8 @@ def load(path: Path, models: dict, optimizers: dict) -> dict:
 
 
 def export(policy: Policy, tokenizer, folder: Path) -> None:
-    """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then renamed."""
+    """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then
+    renamed."""
     rank = dist.get_rank()
     weights = {
         name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)
@@ -105,7 +155,8 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's files and their names to the disk: after a power cut a rename must not outlive its content."""
+    """Force a folder's files and their names to the disk: after a power cut a rename must not
+    outlive its content."""
     for path in [*folder.iterdir(), folder]:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
@@ -115,28 +166,6 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: dict) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
-    """Drop the rows after `step`, which are run again. evaluated: whether an uninterrupted run evaluates at `step`; if
-    not, the evaluation that ended the first part goes too, so that a run does not show where it was stopped."""
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
-    if rows and not evaluated:
-        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(partial, path)
 
 

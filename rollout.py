@@ -1,16 +1,18 @@
 """Sampling: vLLM inside the training process, or transformers alone where vLLM cannot be installed.
 
-Two engines, one interface (`make_engine`), both with the log-prob of every sampled token under the sampled policy:
-    generate(prompts, n, seeds=..., ...) -> for each prompt n Samples; sync(weights) puts the trainer's weights in; close()
+Two engines, one interface (`make_engine`), both with the log-prob of every sampled token under the
+    sampled policy: generate(prompts, n, seeds=..., ...) -> for each prompt n Samples; sync(weights)
+    puts the trainer's weights in; close()
 
-- Training needs temperature-scaled, unfiltered log-probs (top_p = 1): exact importance ratios. vLLM gives them with
-  logprobs_mode="processed_logprobs"; the trainer divides its logits by the same temperature.
-- Seeds are per response (seed + j for the j-th of a prompt), so a response does not depend on which others were
-  sampled beside it, nor on the number of ranks.
-- A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer log-probs (`check_gap`)
-  after the first sync and on every resume.
-- vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before `make_engine`.
-"""
+- Training needs temperature-scaled, unfiltered log-probs (top_p = 1): exact importance ratios. vLLM
+  gives them with logprobs_mode="processed_logprobs"; the trainer divides its logits by the same
+  temperature.
+- Seeds are per response (seed + j for the j-th of a prompt), so a response does not depend on which
+  others were sampled beside it, nor on the number of ranks.
+- A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer
+  log-probs (`check_gap`) after the first sync and on every resume.
+- vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before
+`make_engine`."""
 
 import logging
 import os
@@ -39,8 +41,9 @@ def make_engine(
     gpu_memory: float = 0.5,
     tensor_parallel: int = 1,
 ):
-    """The sampler of `model` (folder or hub name). kind: "vllm", "hf", or "auto" = vllm where it can be imported.
-    max_prompt_tokens, max_tokens: longest prompt and response it must hold. gpu_memory: share of the GPU for vLLM."""
+    """The sampler of `model` (folder or hub name). kind: "vllm", "hf", or "auto" = vllm where it
+    can be imported. max_prompt_tokens, max_tokens: longest prompt and response it must hold.
+    gpu_memory: share of the GPU for vLLM."""
     if kind == "auto":
         try:
             import vllm  # noqa: F401
@@ -55,8 +58,8 @@ def make_engine(
 
 
 def become_a_rank() -> None:
-    """The variables that torchrun sets, where it did not start this process: a job of one rank, on any free port.
-    torch.distributed wants them, and so does vLLM."""
+    """The variables that torchrun sets, where it did not start this process: a job of one rank, on
+    any free port. torch.distributed wants them, and so does vLLM."""
     if "RANK" not in os.environ:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -67,8 +70,8 @@ def become_a_rank() -> None:
 
 
 def quiet_vllm() -> None:
-    """Environment that vLLM reads at import: in-process engine, no logs, no compilation on CPU (its 9 s buy nothing
-    for a model of this size). Variables that the user has set are kept."""
+    """Environment that vLLM reads at import: in-process engine, no logs, no compilation on CPU (its
+    9 s buy nothing for a model of this size). Variables that the user has set are kept."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in dict(VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1").items():
         os.environ.setdefault(name, value)
@@ -96,7 +99,8 @@ class VLLMEngine:
                 kv_cache_memory_bytes=1 << 30, enforce_eager=True, block_size=32,
                 enable_chunked_prefill=False, max_num_batched_tokens=max(max_model_len, 8192),
             )  # fmt: skip
-        # LLM() reseeds the global generator and changes LOCAL_WORLD_SIZE and the thread count: put them back
+        # LLM() reseeds the global generator and changes LOCAL_WORLD_SIZE and the thread count: put
+        # them back
         env, threads, rng = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
         self.llm = LLM(
             model, dtype=dtype, max_model_len=max_model_len, seed=0, tensor_parallel_size=tensor_parallel,
@@ -112,7 +116,8 @@ class VLLMEngine:
         self.sleep()
 
     def sleep(self) -> None:
-        """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as garbage)."""
+        """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as
+        garbage)."""
         if (
             self.gpu and "weights" not in self.asleep
         ):  # a sync without a rollout has woken the weights alone
@@ -127,8 +132,9 @@ class VLLMEngine:
                 self.asleep.remove(tag)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the engine's weights. weights: (name, full tensor) over state_dict(), tied heads included
-        (named_parameters() leaves a tied model's old head in place). The prefix cache holds the old policy's keys."""
+        """Replace the engine's weights. weights: (name, full tensor) over state_dict(), tied heads
+        included (named_parameters() leaves a tied model's old head in place). The prefix cache
+        holds the old policy's keys."""
         self.wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights)))
         self.llm.reset_prefix_cache()
@@ -143,7 +149,8 @@ class VLLMEngine:
         top_p: float = 1.0,
         max_tokens: int,
     ) -> list[list[Sample]]:
-        """n samples of each prompt (token ids). seeds: one a prompt, at least n apart: sample j uses seed + j."""
+        """n samples of each prompt (token ids). seeds: one a prompt, at least n apart: sample j
+        uses seed + j."""
         if not prompts:
             return []
         self.wake("weights", "kv_cache")
@@ -174,7 +181,8 @@ class VLLMEngine:
 
 
 class HFEngine:
-    """Sampling with transformers alone. Each row draws from a generator of its own, so seeds mean the same as in vLLM."""
+    """Sampling with transformers alone. Each row draws from a generator of its own, so seeds mean
+    the same as in vLLM."""
 
     def __init__(self, model: str, dtype: str, tokens: int = 2**18):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -235,8 +243,9 @@ class HFEngine:
         top_p: float,
         max_tokens: int,
     ) -> list[Sample]:
-        """One sample a prompt. Rows that are done leave the batch when a quarter of it is: transformers' own generate keeps
-        them to the end, which costs half as much again on uneven lengths."""
+        """One sample a prompt. Rows that are done leave the batch when a quarter of it is:
+        transformers' own generate keeps them to the end, which costs half as much again on uneven
+        lengths."""
         device, width = self.lm.device, max(map(len, prompts))
         ids = torch.tensor(
             [[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device
@@ -290,14 +299,15 @@ class HFEngine:
 
 
 def even(items: list, most: int) -> list[list]:
-    """The items in order, in as few parts of at most `most` as it takes, all of a size to one: a small last part would
-    cost as many decoding steps as a full one."""
+    """The items in order, in as few parts of at most `most` as it takes, all of a size to one: a
+    small last part would cost as many decoding steps as a full one."""
     n = -(-len(items) // most)
     return [items[len(items) * i // n : len(items) * (i + 1) // n] for i in range(n)]
 
 
 def nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
-    """logp (rows, V) restricted to the smallest set of tokens whose probability reaches top_p, and normalised again."""
+    """logp (rows, V) restricted to the smallest set of tokens whose probability reaches top_p, and
+    normalised again."""
     if top_p >= 1:
         return logp
     ordered, order = logp.sort(descending=True)
@@ -313,8 +323,9 @@ class WrongWeights(RuntimeError):
 def check_gap(
     engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str
 ) -> float:
-    """Mean |engine - trainer| log-prob over some samples, nats. WrongWeights when it is more than rounding: then the
-    weights did not arrive, or temperature or chat template differ, and every importance ratio would be wrong."""
+    """Mean |engine - trainer| log-prob over some samples, nats. WrongWeights when it is more than
+    rounding: then the weights did not arrive, or temperature or chat template differ, and every
+    importance ratio would be wrong."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
     limit = 1e-4 if dtype == "float32" else 0.05
     if not gap <= limit:

@@ -1,38 +1,45 @@
-"""Policy losses of related methods, for `--loss NAME`: each is a short function next to its equation and its source.
+"""The one door of what is not ReMix: losses, replays, samplers of related methods, for comparison.
 
-Every loss takes the same keywords and leaves out those it does not need. log-probs, advantages, mask: (B, T), right-
-padded, pads 0.  logp: trained policy pi_theta;  logp_k: pi_k, the policy at the start of the step;  logp_b: behaviour
-policy that sampled the response (= logp_k on fresh data). It returns nats per token (B, T), not masked, as in loss.py,
-or per response (B,), where a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
+    --loss NAME          a function below, and its entry in LOSSES
+    --replay NAME        functions below, and their record in REPLAYS (buffer.Replay says which four)
+    --sampler_lag K      a sampler that has the weights of K steps ago: Lag
+    --engine_weight      weights for the engine's own error: rescore
 
-SIBLINGS says what else a method needs:
-  advantage  (rewards (B,), group_size) -> (B,), in place of loss.group_advantages or PPO's GAE
-  whole      statistics of the whole mini-batch: (logp, logp_b, advantages), each flat over all its tokens of all ranks,
-             without gradient -> dict of floats, keywords of the loss. So any split into micro-batches is the same loss.
-  per        what the sum is divided by. token: tokens of the mini-batch;  response: its responses;  constant: its
-             responses * the longest response that may be sampled (Dr. GRPO)
+Losses. Every one takes the same keywords and leaves out those it does not need. log-probs,
+advantages, mask: (B, T), right-padded, pads 0. logp: trained policy pi_theta; logp_k: pi_k, the
+policy at the start of the step; logp_b: behaviour policy that sampled the response (= logp_k on
+fresh data). It returns nats per token (B, T), not masked, as in loss.py, or per response (B,), where
+a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
 
 [open] = the source does not say, or says two things; our choice is in the docstring of the method.
-Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong penalty (sampling and
-reward), OAPL's engine that is synchronised every L steps (here data is old by the buffer and by --sampler_lag), Kimi's
-length reward. Left out for simplicity: AReaL's optional cap on pi_k / pi_b, the dual clip in BAPO's released code,
-GSPO-token (the same gradient as GSPO while a response has one advantage).
+Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong
+penalty (sampling and reward), OAPL's engine that is synchronised every L steps (here data is old by
+the buffer and by --sampler_lag), Kimi's length reward. Left out for simplicity: AReaL's optional
+cap on pi_k / pi_b, the dual clip in BAPO's released code, GSPO-token (the same gradient as GSPO
+while a response has one advantage).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from loss import token_mean
+from buffer import Buffer, Entry, Group, Replay, Response, mean_reward
+from config import Config
+from loss import grouped, token_mean
+from model import copy_weights
+from parallel import Batch
 
-# ------------------------------------------------------------------------------------------------ shared pieces
+# ------------------------------------------------------------------------------------ shared pieces
 
 
 def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """PPO's pessimistic clip, -min(r A, clip(r, low, high) A), any shape. The bounds are ratios, not widths."""
+    """PPO's pessimistic clip, -min(r A, clip(r, low, high) A), any shape. The bounds are ratios,
+    not widths."""
     return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
 
 
@@ -46,21 +53,12 @@ def row_mean(x: Tensor, mask: Tensor) -> Tensor:
     return row_sum(x, mask) / mask.sum(1).clamp(min=1)
 
 
-def grouped(rewards: Tensor, group_size: int) -> Tensor:
-    """(B,) -> (B / group_size, group_size), the groups consecutive. ValueError when the sizes do not fit."""
-    if group_size < 2 or len(rewards) % group_size:
-        raise ValueError(
-            f"{len(rewards)} rewards are not whole groups of group_size={group_size} (at least 2)"
-        )
-    return rewards.view(-1, group_size)
-
-
-# ------------------------------------------------------------------------------------------------ clipped ratios
+# ----------------------------------------------------------------------------------- clipped ratios
 
 
 def ppo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_) -> Tensor:
-    """PPO (Schulman et al. 2017, arXiv 1707.06347, Eq. 7) with the clip band around the *behaviour* policy: what one
-    gets on replayed data without Mix-PPG's moving centre. (B, T)"""
+    """PPO (Schulman et al. 2017, arXiv 1707.06347, Eq. 7) with the clip band around the *behaviour*
+    policy: what one gets on replayed data without Mix-PPG's moving centre. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())  # r = pi_theta / pi_b
     return clipped(ratio, advantages, 1 - clip_eps, 1 + clip_eps)  # -min(r A, clip(r, 1 +- eps) A)
 
@@ -74,8 +72,8 @@ def clip_higher(
     eps_high: float = 0.28,
     **_,
 ) -> Tensor:
-    """DAPO's clip-higher (Yu et al. 2025, arXiv 2503.14476): a wider upper side leaves rare tokens room to grow. Its
-    own widths, not clip_eps. (B, T)"""
+    """DAPO's clip-higher (Yu et al. 2025, arXiv 2503.14476): a wider upper side leaves rare tokens
+    room to grow. Its own widths, not clip_eps. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())
     return clipped(
         ratio, advantages, 1 - eps_low, 1 + eps_high
@@ -85,8 +83,9 @@ def clip_higher(
 def decoupled_ppo(
     *, logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float, **_
 ) -> Tensor:
-    """Decoupled PPO (Hilton et al. 2021, arXiv 2110.00641; AReaL, Fu et al. 2025, arXiv 2505.24298): the importance
-    weight and the trust region use two policies. Mix-PPG's band has width eps in r, this one has width w eps. (B, T)"""
+    """Decoupled PPO (Hilton et al. 2021, arXiv 2110.00641; AReaL, Fu et al. 2025, arXiv
+    2505.24298): the importance weight and the trust region use two policies. Mix-PPG's band has
+    width eps in r, this one has width w eps. (B, T)"""
     weight = torch.exp(logp_k - logp_b).detach()  # w = pi_k / pi_b
     ratio = torch.exp(logp - logp_k.detach())  # u = pi_theta / pi_k
     return weight * clipped(
@@ -95,9 +94,10 @@ def decoupled_ppo(
 
 
 def dr_grpo_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): r - mean within the group, (B,) -> (B,). Without GRPO's division
-    by the std, very easy and very hard prompts weigh no more than others. Its loss is `ppo`, its normaliser constant:
-    divided by its own length, a wrong response would be pushed down less for being long."""
+    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): r - mean within the group, (B,) -> (B,).
+    Without GRPO's division by the std, very easy and very hard prompts weigh no more than others.
+    Its loss is `ppo`, its normaliser constant: divided by its own length, a wrong response would be
+    pushed down less for being long."""
     groups = grouped(rewards, group_size)
     return (groups - groups.mean(1, keepdim=True)).view(-1)
 
@@ -112,8 +112,9 @@ def gspo(
     eps_high: float = 4e-4,
     **_,
 ) -> Tensor:
-    """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio a response, the geometric mean of its tokens' ratios, hence
-    the narrow clip. [open] advantages that differ within a response (PPO's) enter as their mean. (B,)"""
+    """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio a response, the geometric mean of its
+    tokens' ratios, hence the narrow clip. [open] advantages that differ within a response (PPO's)
+    enter as their mean. (B,)"""
     ratio = torch.exp(
         row_mean(logp - logp_b.detach(), mask)
     )  # s = (pi_theta(y) / pi_b(y))^(1 / |y|)
@@ -122,14 +123,15 @@ def gspo(
     )  # -min(s A, clip(s) A)
 
 
-# ------------------------------------------------------------------------------------------------ weighted REINFORCE
+# ------------------------------------------------------------------------------- weighted REINFORCE
 
 
 def cispo(
     *, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_
 ) -> Tensor:
-    """CISPO (MiniMax-M1, 2025, arXiv 2506.13585): the importance weight is clipped, so no token loses its gradient. As
-    in the paper only the upper side is. [open] the paper does not print its cap; 5 is ms-swift's. (B, T)"""
+    """CISPO (MiniMax-M1, 2025, arXiv 2506.13585): the importance weight is clipped, so no token
+    loses its gradient. As in the paper only the upper side is. [open] the paper does not print its
+    cap; 5 is ms-swift's. (B, T)"""
     weight = torch.exp(logp - logp_b).clamp(max=ratio_cap).detach()
     return -weight * advantages * logp  # -sg(min(r, cap)) A log pi_theta
 
@@ -137,11 +139,12 @@ def cispo(
 def minpro(
     *, logp: Tensor, logp_b: Tensor, advantages: Tensor, ratio_cap: float = 5.0, **_
 ) -> Tensor:
-    """MinPRO (Lei et al. 2026, arXiv 2601.22718). The exact weight of token t is the ratio of its whole prefix, prod_{i
-    <= t} r_i; the product over i < t is replaced by its smallest factor (1 for the first token). (B, T)
+    """MinPRO (Lei et al. 2026, arXiv 2601.22718). The exact weight of token t is the ratio of its
+    whole prefix, prod_{i <= t} r_i; the product over i < t is replaced by its smallest factor (1
+    for the first token). (B, T)
 
-    [open] written from the abstract, not checked against the paper's equation: the form of CISPO and its cap are ours.
-    """
+    [open] written from the abstract, not checked against the paper's equation: the form of CISPO
+    and its cap are ours."""
     log_ratio = (logp - logp_b).detach()
     before = torch.zeros_like(log_ratio)  # log of the smallest ratio over i < t
     before[:, 1:] = log_ratio.cummin(1).values[
@@ -152,14 +155,15 @@ def minpro(
 
 
 def topr_advantages(rewards: Tensor, group_size: int, baseline: float = 0.0) -> Tensor:
-    """TOPR's +1 (right) and -1 (wrong), from rewards of 1 and 0, minus a constant baseline: (B,) -> (B,). A positive
-    baseline weighs wrong responses more. No group is needed."""
+    """TOPR's +1 (right) and -1 (wrong), from rewards of 1 and 0, minus a constant baseline: (B,) ->
+    (B,). A positive baseline weighs wrong responses more. No group is needed."""
     return 2 * rewards - 1 - baseline
 
 
 def topr(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
-    """TOPR, tapered off-policy REINFORCE (Le Roux et al. 2025, arXiv 2503.14286): a right response is learnt as in
-    supervised training; a wrong one fades out as the policy leaves it, so it is not pushed down for ever. (B,)"""
+    """TOPR, tapered off-policy REINFORCE (Le Roux et al. 2025, arXiv 2503.14286): a right response
+    is learnt as in supervised training; a wrong one fades out as the policy leaves it, so it is not
+    pushed down for ever. (B,)"""
     reward = row_mean(advantages, mask)
     log_ratio = row_sum(logp - logp_b, mask).detach()  # of the whole response
     weight = torch.where(
@@ -169,25 +173,26 @@ def topr(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, **_)
 
 
 def asymre_advantages(rewards: Tensor, group_size: int, delta: float = -0.1) -> Tensor:
-    """r - (mean + delta) within the group, (B,) -> (B,). delta < 0 weighs right responses more than wrong ones; the
-    paper's runs at delta = 0 collapse."""
+    """r - (mean + delta) within the group, (B,) -> (B,). delta < 0 weighs right responses more than
+    wrong ones; the paper's runs at delta = 0 collapse."""
     return dr_grpo_advantages(rewards, group_size) - delta
 
 
 def asymre(*, logp: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
-    """AsymRE, asymmetric REINFORCE (Arnal et al. 2025, arXiv 2506.20520): no importance ratio at all, stability comes
-    from the lowered baseline alone. (B,)"""
+    """AsymRE, asymmetric REINFORCE (Arnal et al. 2025, arXiv 2506.20520): no importance ratio at
+    all, stability comes from the lowered baseline alone. (B,)"""
     return -row_sum(advantages * logp, mask)  # -(r - V) log pi_theta(y),  V = mean + delta
 
 
-# ------------------------------------------------------------------------------------------------ regression
+# --------------------------------------------------------------------------------------- regression
 
 
 def opmd(
     *, logp: Tensor, logp_k: Tensor, advantages: Tensor, mask: Tensor, tau: float = 1e-3, **_
 ) -> Tensor:
-    """Online policy mirror descent (Kimi k1.5, 2025, arXiv 2501.12599): regression of tau log(pi_theta / pi_k) on
-    r - tau log Z, with tau log Z estimated by the group's mean reward. Off-policy as it is, so no ratio. (B,)
+    """Online policy mirror descent (Kimi k1.5, 2025, arXiv 2501.12599): regression of tau
+    log(pi_theta / pi_k) on r - tau log Z, with tau log Z estimated by the group's mean reward.
+    Off-policy as it is, so no ratio. (B,)
 
     This is the loss whose gradient the report prints. [open] it does not print tau: 1e-3 is OAPL's.
     Trinity-RFT's "opmd" drops the square: -A log pi_theta / (1 + tau).
@@ -199,8 +204,9 @@ def opmd(
 
 
 def oapl_advantages(rewards: Tensor, group_size: int, beta_value: float = 1.0) -> Tensor:
-    """r - V* within the group, (B,) -> (B,), where V* = beta log mean exp(r / beta): the mean of the group for a large
-    beta, its best reward for a small one. Not centred: V* is at least the mean."""
+    """r - V* within the group, (B,) -> (B,), where V* = beta log mean exp(r / beta): the mean of
+    the group for a large beta, its best reward for a small one. Not centred: V* is at least the
+    mean."""
     groups = grouped(rewards, group_size)
     value = beta_value * (
         torch.logsumexp(groups / beta_value, 1, keepdim=True) - math.log(group_size)
@@ -211,24 +217,26 @@ def oapl_advantages(rewards: Tensor, group_size: int, beta_value: float = 1.0) -
 def oapl(
     *, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, beta: float = 1e-3, **_
 ) -> Tensor:
-    """OAPL, optimal advantage with a lagged inference policy (Ritter et al. 2026, arXiv 2602.19362, Eq. 3): regression
-    on the optimal advantage; pi_b is what the optimal policy is tilted from, however old. The two betas are two
-    constants in the paper. The gradient is of the order of beta, so a gradient clip of 1 never acts. (B,)"""
+    """OAPL, optimal advantage with a lagged inference policy (Ritter et al. 2026, arXiv 2602.19362,
+    Eq. 3): regression on the optimal advantage; pi_b is what the optimal policy is tilted from,
+    however old. The two betas are two constants in the paper. The gradient is of the order of beta,
+    so a gradient clip of 1 never acts. (B,)"""
     log_ratio = row_sum(logp - logp_b.detach(), mask)  # log(pi_theta(y) / pi_b(y))
     return (
         beta * log_ratio - row_mean(advantages, mask)
     ).square()  # (beta log(pi_theta / pi_b) - (r - V*))^2
 
 
-# ------------------------------------------------------------------------------------------------ whole mini-batch
+# --------------------------------------------------------------------------------- whole mini-batch
 
 
 @torch.no_grad()
 def m2po_cut(
     logp: Tensor, logp_b: Tensor, advantages: Tensor, threshold: float = 0.04
 ) -> dict[str, float]:
-    """The smallest |log r| that M2PO masks: of the tokens that its mask is about, the largest are taken out until the
-    mean of (log r)^2 over those left is at most the threshold. inf: nothing to mask. Flat inputs (tokens,)."""
+    """The smallest |log r| that M2PO masks: of the tokens that its mask is about, the largest are
+    taken out until the mean of (log r)^2 over those left is at most the threshold. inf: nothing to
+    mask. Flat inputs (tokens,)."""
     log_ratio = logp - logp_b
     sizes = log_ratio[log_ratio.sign() * advantages.sign() > 0].abs().sort().values
     means = sizes.double().square().cumsum(0) / torch.arange(1, len(sizes) + 1, device=sizes.device)
@@ -237,10 +245,10 @@ def m2po_cut(
 
 
 def m2po(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, cut: float, **_) -> Tensor:
-    """M2PO, second-moment trust policy optimisation (Zheng et al. 2025, arXiv 2510.01161): few extreme tokens are
-    masked where PPO would clip many. Only tokens on the side where PPO would clip count (A > 0 and r > 1, or A < 0 and
-    r < 1), in the mean and in the mask; masked tokens stay in the normaliser. AReaL's version counts all tokens. (B, T)
-    """
+    """M2PO, second-moment trust policy optimisation (Zheng et al. 2025, arXiv 2510.01161): few
+    extreme tokens are masked where PPO would clip many. Only tokens on the side where PPO would
+    clip count (A > 0 and r > 1, or A < 0 and r < 1), in the mean and in the mask; masked tokens
+    stay in the normaliser. AReaL's version counts all tokens. (B, T)"""
     log_ratio = logp - logp_b.detach()
     masked = (log_ratio.sign() * advantages.sign() > 0) & (log_ratio.abs() >= cut)
     return torch.where(masked, 0.0, -torch.exp(log_ratio) * advantages)  # -M r A
@@ -255,12 +263,12 @@ def bapo_bounds(
     low: tuple[float, float, float] = (0.6, 0.9, 0.02),
     high: tuple[float, float, float] = (1.2, 3.0, 0.05),
 ) -> dict[str, float]:
-    """BAPO's clip bounds (from, to, step): the upper one rises first, then the lower one, until the tokens with A > 0
-    make up `target` of the loss, in absolute value (Algorithm 1 and Eq. 8). Flat inputs (tokens,).
+    """BAPO's clip bounds (from, to, step): the upper one rises first, then the lower one, until the
+    tokens with A > 0 make up `target` of the loss, in absolute value (Algorithm 1 and Eq. 8). Flat
+    inputs (tokens,).
 
-    [open] Eq. 8 also weighs each token by pi_b; neither the loss nor the released code does, nor do we. The released
-    code raises the lower bound first and compares positive / negative with 1.
-    """
+    [open] Eq. 8 also weighs each token by pi_b; neither the loss nor the released code does, nor do
+    we. The released code raises the lower bound first and compares positive / negative with 1."""
     ratio, A = torch.exp(logp - logp_b).double(), advantages.double()
     lows, highs = (
         [a + i * step for i in range(round((b - a) / step) + 1)] for a, b, step in (low, high)
@@ -275,13 +283,158 @@ def bapo_bounds(
 def bapo(
     *, logp: Tensor, logp_b: Tensor, advantages: Tensor, low: float, high: float, **_
 ) -> Tensor:
-    """BAPO, balanced policy optimisation with adaptive clipping (Xi et al. 2025, arXiv 2510.18927): PPO between bounds
-    that are set anew for each mini-batch, so that wrong responses do not drown the right ones. (B, T)"""
+    """BAPO, balanced policy optimisation with adaptive clipping (Xi et al. 2025, arXiv 2510.18927):
+    PPO between bounds that are set anew for each mini-batch, so that wrong responses do not drown
+    the right ones. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())
     return clipped(ratio, advantages, low, high)  # -min(r A, clip(r, c_low, c_high) A)
 
 
-# ------------------------------------------------------------------------------------------------ engine and trainer
+class Loss(NamedTuple):
+    """A policy loss in Mix-PPG's place, and what else the method needs."""
+
+    loss: Callable[..., Tensor]
+    source: str
+    # (rewards (B,), group_size) -> (B,), in place of loss.group_advantages; None: that, or PPO's GAE
+    advantage: Callable[[Tensor, int], Tensor] | None = None
+    # Statistics of the whole mini-batch: (logp, logp_b, advantages), each flat over all its tokens
+    # of all ranks, without gradient -> keywords of the loss. So any split is the same loss
+    whole: Callable[[Tensor, Tensor, Tensor], dict[str, float]] | None = None
+    # What the sum is divided by. token: tokens of the mini-batch; response: its responses;
+    # constant: its responses * the longest response that may be sampled (Dr. GRPO)
+    per: str = "token"
+
+    def facts(self, mini: list[Response], eps: float, cfg: Config, forward: Callable) -> dict:
+        """Keywords of the loss that are of the whole mini-batch, and "size", its divisor.
+        forward: responses -> their log-probs under the policy as it is now."""
+        tokens, longest = sum(len(r.tokens) for r in mini), len(mini) * cfg.max_tokens
+        facts = dict(clip_eps=eps)
+        facts["size"] = dict(token=tokens, response=len(mini), constant=longest)[self.per]
+        if self.whole:
+            columns = forward(mini), [r.logp_b for r in mini], [r.advantages for r in mini]
+            facts |= self.whole(*map(torch.cat, columns))
+        return facts
+
+    def policy_loss(self, logp: Tensor, x: Batch, facts: dict) -> Tensor:
+        """What a micro-batch adds to the loss of its mini-batch, a scalar."""
+        pg = self.loss(
+            logp=logp, logp_k=x.logp_k, logp_b=x.logp_b, advantages=x.advantages, mask=x.mask,
+            **facts,
+        )  # fmt: skip
+        if self.per == "response":
+            return pg.sum() / facts["size"]
+        return token_mean(x.weight * pg, x.mask, facts["size"])
+
+
+LOSSES: dict[str, Loss] = dict(
+    ppo=Loss(ppo, "Schulman et al. 2017, arXiv 1707.06347"),
+    decoupled_ppo=Loss(
+        decoupled_ppo, "Hilton et al. 2021, arXiv 2110.00641; AReaL 2025, arXiv 2505.24298"
+    ),
+    clip_higher=Loss(clip_higher, "DAPO, Yu et al. 2025, arXiv 2503.14476"),
+    dr_grpo=Loss(
+        ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"
+    ),
+    gspo=Loss(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
+    cispo=Loss(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
+    minpro=Loss(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
+    m2po=Loss(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
+    bapo=Loss(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
+    topr=Loss(
+        topr, "Le Roux et al. 2025, arXiv 2503.14286", advantage=topr_advantages, per="response"
+    ),
+    asymre=Loss(
+        asymre, "Arnal et al. 2025, arXiv 2506.20520", advantage=asymre_advantages, per="response"
+    ),
+    opmd=Loss(
+        opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"
+    ),
+    oapl=Loss(
+        oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"
+    ),
+)
+
+# ----------------------------------------------------------------------------------------- replays
+
+
+def last_of_each_prompt(entries: list[Entry], step: int, window: int) -> list[Entry]:
+    """RePO keeps the last N groups of each prompt, however old."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    kept = []
+    for entry in reversed(entries):
+        seen[entry.prompt] += 1
+        kept += [entry] if seen[entry.prompt] <= window else []
+    return kept[::-1]
+
+
+def draw_repo(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
+) -> list[Entry]:
+    """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts that
+    have just been sampled, newest first. Nothing is replayed in the first epoch."""
+    prompts = {tuple(group[0].prompt) for group in fresh}
+    return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
+
+
+def failed_again(buffer: Buffer, count: int, upcoming: Callable) -> list[int]:
+    """Buffer Matters samples problems again that failed before, at most a quarter of the prompts."""
+    again = [buffer.failed.popleft() for _ in range(min(count // 4, len(buffer.failed)))]
+    return again + upcoming(count - len(again))
+
+
+def with_contrast(buffer: Buffer, fresh: list[Group], problems: list[int]) -> list[Group]:
+    """Buffer Matters trains on groups that are neither all right nor all wrong (all, if none is)."""
+    groups = zip(problems, fresh, strict=True)
+    buffer.failed.extend(problem for problem, group in groups if mean_reward(group) == 0)
+    return [group for group in fresh if 0 < mean_reward(group) < 1] or fresh
+
+
+def draw_buffer_matters(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group],
+    score: Callable, low: float = 0.25, high: float = 0.75,
+) -> list[Entry]:  # fmt: skip
+    """ "Buffer Matters" (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes,
+    newest first."""
+    return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
+
+
+def draw_on_policyness(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
+) -> list[Entry]:
+    """Adaptive Replay Buffer (Song et al. 2025, arXiv 2512.10510): in proportion to on-policyness,
+    without replacement: of each group the mean over its responses of exp(mean_t log pi_k), the
+    likelihood of a token today."""
+    if not entries:
+        return []
+    likelihood = [float(np.mean([logp.mean().exp() for logp in group])) for group in score()]
+    p = np.array(likelihood) / np.sum(likelihood)
+    return [entries[i] for i in rng.choice(len(entries), min(count, len(p)), replace=False, p=p)]
+
+
+REPLAYS: dict[str, Replay] = dict(
+    window=Replay(),  # ReMix's
+    repo=Replay(forget=last_of_each_prompt, draw=draw_repo),
+    buffer_matters=Replay(choose=failed_again, keep=with_contrast, draw=draw_buffer_matters),
+    on_policyness=Replay(draw=draw_on_policyness),
+)
+
+# ---------------------------------------------------------------------------------------- samplers
+
+
+class Lag:
+    """--sampler_lag k: the policies of the last k steps; the oldest of them samples. k = 0: none is
+    kept, and `sampler` is None."""
+
+    def __init__(self, k: int, load: Callable):
+        self.k, lagged = k, [load() for _ in range(k)]  # newest first
+        self.models = {f"lag{i}": model for i, model in enumerate(lagged, 1)}
+        self.sampler = lagged[-1] if lagged else None
+
+    def shift(self, policy) -> None:
+        """One step on: each becomes the one before it."""
+        newest_first = [policy, *self.models.values()]
+        for i in reversed(range(self.k)):
+            copy_weights(newest_first[i + 1], newest_first[i])
 
 
 @torch.no_grad()
@@ -293,12 +446,14 @@ def engine_weight(
     low: float = 0.5,
     high: float = 5.0,
 ) -> Tensor:
-    """Weight of each token, any shape, for the gap between the trainer's and the sampling engine's log-prob of one and the
-    same policy; multiplies any loss that is built on the trainer's log-probs. No gradient.
+    """Weight of each token, any shape, for the gap between the trainer's and the sampling engine's
+    log-prob of one and the same policy; multiplies any loss that is built on the trainer's
+    log-probs. No gradient.
 
-    tis: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
-    training").  icepop (Ling team 2025, "Small leak can sink a great ship"): tokens outside the band are dropped.
-    """
+    tis: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL
+    training").  icepop (Ling team 2025, "Small leak can sink a great ship"): tokens outside the
+    band are dropped."""
     ratio = torch.exp(logp_trainer - logp_engine)  # k = pi_trainer / pi_engine
     if kind == "tis":
         return ratio.clamp(max=cap)  # min(k, cap)
@@ -309,62 +464,12 @@ def engine_weight(
     raise ValueError(f"kind must be tis or icepop, not {kind!r}")
 
 
-# ------------------------------------------------------------------------------------------------ registry
-
-
-class Sibling(NamedTuple):
-    loss: Callable[..., Tensor]
-    source: str
-    advantage: Callable[[Tensor, int], Tensor] | None = (
-        None  # None: loss.group_advantages, or PPO's GAE
-    )
-    whole: Callable[[Tensor, Tensor, Tensor], dict[str, float]] | None = None
-    per: str = "token"  # or "response", "constant"
-
-
-SIBLINGS: dict[str, Sibling] = dict(
-    ppo=Sibling(ppo, "Schulman et al. 2017, arXiv 1707.06347"),
-    decoupled_ppo=Sibling(
-        decoupled_ppo, "Hilton et al. 2021, arXiv 2110.00641; AReaL 2025, arXiv 2505.24298"
-    ),
-    clip_higher=Sibling(clip_higher, "DAPO, Yu et al. 2025, arXiv 2503.14476"),
-    dr_grpo=Sibling(
-        ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"
-    ),
-    gspo=Sibling(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
-    cispo=Sibling(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
-    minpro=Sibling(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
-    m2po=Sibling(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
-    bapo=Sibling(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
-    topr=Sibling(
-        topr, "Le Roux et al. 2025, arXiv 2503.14286", advantage=topr_advantages, per="response"
-    ),
-    asymre=Sibling(
-        asymre, "Arnal et al. 2025, arXiv 2506.20520", advantage=asymre_advantages, per="response"
-    ),
-    opmd=Sibling(
-        opmd, "Kimi k1.5 2025, arXiv 2501.12599", advantage=dr_grpo_advantages, per="response"
-    ),
-    oapl=Sibling(
-        oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"
-    ),
-)
-
-
-def sibling_loss(
-    sibling: Sibling,
-    known: dict,
-    weight: Tensor | float,
-    *,
-    tokens: int,
-    responses: int,
-    max_tokens: int,
-) -> Tensor:
-    """What a micro-batch adds to the loss of its mini-batch, a scalar.  known: the keywords of the losses above;
-    weight: of each token, (B, T) or 1;  tokens, responses: of the whole mini-batch;  max_tokens: a response may have."""
-    pg = sibling.loss(**known)
-    if sibling.per == "response":
-        return pg.sum() / responses
-    return token_mean(
-        weight * pg, known["mask"], tokens if sibling.per == "token" else responses * max_tokens
-    )
+def rescore(responses: list[Response], logps: list[Tensor], kind: str) -> float:
+    """--behaviour_logp trainer: the trainer's log-probs in place of the engine's, with the weight
+    for the gap between them (--engine_weight) -> the mean gap, nats."""
+    gap = (torch.cat(logps) - torch.cat([r.logp_b for r in responses])).abs().mean().item()
+    for r, logp in zip(responses, logps, strict=True):
+        if kind != "off":
+            r.weight = engine_weight(logp, r.logp_b, kind)
+        r.logp_b = logp
+    return gap

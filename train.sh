@@ -1,57 +1,44 @@
 #!/usr/bin/env bash
-# Train with ReMix:  bash train.sh [tiny | 1.5b | 7b | 32b] [flags of remix.py, which override the recipe's]
+# Installs, counts GPUs, launches:  bash train.sh [RECIPE] [flags of remix.py, which override it]
 #
-#   bash train.sh                               the embedded small model and task on a CPU, in minutes (ReMix-PPO)
-#   bash train.sh tiny --algo grpo --steps 50   flags pass through
-#   bash train.sh 1.5b                          the paper's ReMix-PPO at 1.5B: DeepSeek-R1-Distill-Qwen on DeepScaleR
-#   bash train.sh 7b --algo grpo                ReMix-GRPO at 7B, 8 GPUs; 32b: 4 nodes of 8
+#   bash train.sh                        ReMix-PPO on the embedded task, on a CPU, in minutes
+#   bash train.sh compare                the same beside PPO, and PPO with as many passes; a figure
+#   bash train.sh tiny --algo grpo       flags pass through
+#   bash train.sh 1.5b                   the paper's ReMix-PPO; 7b, and 32b for 4 nodes of 8 GPUs
 #
-# NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes: TORCHRUN="--nnodes 2 --rdzv_backend c10d
-# --rdzv_endpoint HOST:29500" on each. The same command goes on where a run stopped; other flags want another --out.
+# NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes, on each:
+# TORCHRUN="--nnodes 2 --rdzv_backend c10d --rdzv_endpoint HOST:29500". The same command goes on
+# where a run stopped; other flags want another --out. The recipes are a table in config.py.
 set -euo pipefail
-cd "$(dirname "$0")"
-bash install.sh
+here=$(cd "$(dirname "$0")" && pwd)
+bash "$here/install.sh"
+python=$here/.venv/bin/python
 
 recipe=tiny
-case "${1:-}" in tiny | 1.5b | 7b | 32b) recipe=$1; shift ;; esac
-algo=ppo seed=0 out=
-for ((i = 1; i <= $#; i++)); do  # what the recipe itself depends on
-  next=$((i + 1))
-  case "${!i}" in
-    --algo=* | --seed=* | --out=*) arg=${!i#--}; declare "${arg%%=*}=${arg#*=}" ;;
-    --algo | --seed | --out) name=${!i#--}; declare "$name=${!next:-}" ;;
-  esac
-done
-out=${out:-out/$recipe-$algo-seed$seed}
+case "${1:-}" in "" | -*) ;; *) recipe=$1 && shift ;; esac
 
-if [ "$recipe" = tiny ]; then
+launch() {
+  gpus=$("$python" -c "import torch; print(torch.cuda.device_count())")
+  nproc=${NPROC:-$((gpus > 0 ? gpus : 1))}
+  if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
+    # shellcheck disable=SC2086
+    "$here/.venv/bin/torchrun" --nproc_per_node "$nproc" ${TORCHRUN:-} "$here/remix.py" "$@"
+  else
+    "$python" "$here/remix.py" "$@"
+  fi
+}
+
+if [ "$recipe" = tiny ] || [ "$recipe" = compare ]; then
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more threads are slower at this size
-  flags=(--model tiny --data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 128
-    --tokens_per_micro_batch 2048 --lr 1e-5 --critic_lr 1e-3 --steps 80 --reincarnation_step 30 --eval_every 4)
-  case $algo in # 128 responses a step either way
-    grpo) flags+=(--prompts_per_step 16 --group_size 8 --mini_batch 4) ;;
-    *) flags+=(--prompts_per_step 128 --mini_batch 32) ;;
-  esac
-else # remix.py's defaults, which are the paper's, and what differs with algorithm and size. 1.5b: T and steps of its runs;
-  # 7b: its T, longer than its 75 steps with PPO; 32b is not in the paper
-  flags=(--model "deepseek-ai/DeepSeek-R1-Distill-Qwen-${recipe^^}" --gradient_checkpointing --behaviour_logp trainer
-    --eval_data HuggingFaceH4/MATH-500 --eval_limit 200 --eval_every 25)
-  case $algo in
-    grpo) flags+=(--reincarnation_step 50 --steps 200) ;;
-    *) flags+=(--reincarnation_step 100 --steps 350) ;;
-  esac
-  case $recipe in # memory: docs/scaling.md
-    1.5b) flags+=(--gpu_memory 0.3) ;;
-    7b) flags+=(--steps 200 --reincarnation_step 50) ;;
-    32b) flags+=(--steps 200 --reincarnation_step 50 --shard all --tensor_parallel 4) ;;
-  esac
 fi
-
-gpus=$(.venv/bin/python -c "import torch; print(torch.cuda.device_count())")
-nproc=${NPROC:-$((gpus > 0 ? gpus : 1))}
-run=(.venv/bin/python remix.py)
-if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
-  # shellcheck disable=SC2086
-  run=(.venv/bin/torchrun --nproc_per_node "$nproc" ${TORCHRUN:-} remix.py)
+if [ "$recipe" != compare ]; then
+  launch --recipe "$recipe" "$@"
+  exit
 fi
-exec "${run[@]}" "${flags[@]}" --out "$out" "$@"
+# About as many responses each. m = 3 while ReMix would mix: its m / (1 - p) = 3.3 passes a response
+plain="--off_policy_ratio 0 --kl_convex off --steps 19"
+out=out/compare
+launch --recipe tiny --out $out/remix "$@"
+launch --recipe tiny --out $out/on-policy $plain --utd_ratio 1 --reincarnation_step 0 "$@"
+launch --recipe tiny --out $out/on-policy-3-passes $plain --utd_ratio 3 --reincarnation_step 7 "$@"
+"$python" "$here/plot.py" $out/remix $out/on-policy $out/on-policy-3-passes --out $out/compare.png

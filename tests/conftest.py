@@ -34,9 +34,9 @@ def tokenizer(base):
 @pytest.fixture(scope="session")
 def group():
     """A process group of this process alone, as remix.py and eval.py make it."""
-    import model
+    import parallel
 
-    return model.init_distributed()
+    return parallel.init_distributed()
 
 
 @pytest.fixture(scope="session")

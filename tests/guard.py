@@ -117,7 +117,8 @@ def difference(old: dict, new: dict) -> tuple[str, bool]:
     gone = {k for row in old["steps"] for k in row} - {k for row in new["steps"] for k in row}
     more = {k for row in new["steps"] for k in row} - {k for row in old["steps"] for k in row}
     if gone:
-        return f"no longer logged: {', '.join(sorted(gone))}", False
+        apart.append(f"no longer logged: {', '.join(sorted(gone))}")
+        close = False
     if more:
         print(f"    (new metrics: {', '.join(sorted(more))})")
     if old["weights"] != new["weights"]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from buffer import Buffer, Response, fresh_prompts
+from siblings import REPLAYS, failed_again, with_contrast
 
 
 def group(step, size=2, name=0):
@@ -35,8 +36,8 @@ def test_fresh_prompts_carries_the_remainder():
     assert sum(fresh_prompts(t, 10, 0.1) for t in range(1, 11)) == 90  # 0.1 is no binary fraction
 
 
-def drawn(buffer, count, seed=0, **facts):
-    return [group for _, group in buffer.draw(count, np.random.default_rng(seed), **facts)]
+def drawn(buffer, count, seed=0, fresh=(), score=None):
+    return [g for _, g in buffer.draw(count, np.random.default_rng(seed), fresh, score)]
 
 
 def test_fifo_of_whole_steps():
@@ -104,40 +105,40 @@ def test_state_dict_round_trip_through_a_file(tmp_path):
     for step in (1, 2, 3):
         buffer.push([group(step, name=step)], step)
     buffer.failed.append(17)
-    buffer.entries[0].group[0].logp_base = torch.tensor([0.5, 0.25])
+    buffer.entries[0].group[0].base = torch.tensor([0.5, 0.25])
     torch.save(buffer.state_dict([g for _, g in buffer.stored()]), tmp_path / "b.pt")
     other = Buffer(2)
     other.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True))
     assert [entry.step for entry in other.entries] == [2, 3] and list(other.failed) == [17]
-    assert other.entries[0].group[0].logp_base.tolist() == [0.5, 0.25]
+    assert other.entries[0].group[0].base.tolist() == [0.5, 0.25]
     assert other.entries[1].reward == 0.5 and other.entries[1].group[1].reward == 1.0
 
 
-def test_push_drops_what_is_valid_within_a_step_only():
+def test_what_is_valid_within_a_step_only_is_dropped_and_never_stored():
     buffer, response = Buffer(1), group(1)[0]
     response.logp_k = response.values = torch.zeros(2)
-    response.logp_base = torch.ones(2)
+    response.base, response.replayed = torch.ones(2), True
     buffer.push([[response]], 1)
-    assert response.logp_k is None and response.values is None and response.logp_base is not None
+    row = buffer.state_dict([[response]])["entries"][0]["group"][0]
+    assert set(row) == set("prompt tokens logp_b finished reward step base weight".split())
+    response.end_step()
+    assert response.logp_k is None and response.values is None and response.replayed is False
+    assert response.base is not None
 
 
 # ------------------------------------------------------------------------------------------------ other ways to replay
 
 
 def test_repo_keeps_the_last_groups_of_each_prompt_and_draws_those_of_the_fresh_ones():
-    buffer = Buffer(2, "repo")
+    buffer = Buffer(2, REPLAYS["repo"])
     for step, names in enumerate([[1, 2], [1, 3], [1, 4]], 1):
         buffer.push([group(step, name=name) for name in names], step)
-    assert sorted((e.prompt[0], e.step) for e in buffer.entries) == [
-        (1, 2),
-        (1, 3),
-        (2, 1),
-        (3, 2),
-        (4, 3),
-    ]
-    groups = drawn(buffer, 3, prompts=[[1], [2], [9]])
+    kept = sorted((e.prompt[0], e.step) for e in buffer.entries)
+    assert kept == [(1, 2), (1, 3), (2, 1), (3, 2), (4, 3)]
+    fresh = [group(4, name=name) for name in (1, 2, 9)]
+    groups = drawn(buffer, 3, fresh=fresh)
     assert [(g[0].prompt[0], g[0].step) for g in groups] == [(1, 3), (1, 2), (2, 1)]  # newest first
-    assert len(drawn(buffer, 1, prompts=[[1]])) == 1 and drawn(buffer, 3, prompts=[[9]]) == []
+    assert len(drawn(buffer, 1, fresh=fresh[:1])) == 1 and drawn(buffer, 3, fresh=fresh[2:]) == []
 
 
 def test_buffer_matters_replays_recent_middling_groups():
@@ -147,27 +148,49 @@ def test_buffer_matters_replays_recent_middling_groups():
             for i in range(4)
         ]
 
-    buffer = Buffer(3, "buffer_matters")
+    buffer = Buffer(3, REPLAYS["buffer_matters"])
     for step in (1, 2, 3, 4):
         buffer.push([rated(step, 0.0), rated(step, 0.5), rated(step, 1.0)], step)
     assert [g[0].step for g in drawn(buffer, 9)] == [4, 3, 2]
     assert [g[0].step for g in drawn(buffer, 2)] == [4, 3]
 
 
+def test_buffer_matters_asks_failed_problems_again_and_keeps_contrast():
+    buffer, taken = Buffer(3, REPLAYS["buffer_matters"]), []
+
+    def upcoming(n):
+        taken.append(n)
+        return list(range(100, 100 + n))
+
+    assert failed_again(buffer, 8, upcoming) == list(range(100, 108))
+    wrong, mixed = group(1), group(1)
+    for r in wrong:
+        r.reward = 0.0
+    assert with_contrast(buffer, [wrong, mixed, wrong, wrong], [7, 8, 9, 10]) == [mixed]
+    assert list(buffer.failed) == [7, 9, 10]
+    assert failed_again(buffer, 8, upcoming)[:3] == [7, 9, 100]  # at most a quarter
+    assert taken == [8, 6] and list(buffer.failed) == [10]
+    assert with_contrast(buffer, [wrong], [11]) == [wrong]  # all, if none has contrast
+
+
 def test_on_policyness_draws_in_proportion_to_the_likelihood():
-    buffer = Buffer(1, "on_policyness")
+    buffer = Buffer(1, REPLAYS["on_policyness"])
     buffer.push([group(1, name=i) for i in range(3)], 1)
-    counts = np.zeros(3)
+    counts, chances = np.zeros(3), [0.2, 0.3, 0.5]
+
+    def score():  # two responses a group: the mean over them, of the mean over their tokens
+        return [[torch.log(torch.tensor([p, p])), torch.log(torch.tensor([p]))] for p in chances]
+
     for seed in range(3000):
-        counts[drawn(buffer, 1, seed, likelihood=[0.2, 0.3, 0.5])[0][0].prompt[0]] += 1
-    np.testing.assert_allclose(counts / 3000, [0.2, 0.3, 0.5], atol=5 * (0.25 / 3000) ** 0.5)
-    assert len(drawn(buffer, 9, likelihood=[0.2, 0.3, 0.5])) == 3
-    assert drawn(Buffer(1, "on_policyness"), 2, likelihood=[]) == []
+        counts[drawn(buffer, 1, seed, score=score)[0][0].prompt[0]] += 1
+    np.testing.assert_allclose(counts / 3000, chances, atol=5 * (0.25 / 3000) ** 0.5)
+    assert len(drawn(buffer, 9, score=score)) == 3
+    assert drawn(Buffer(1, REPLAYS["on_policyness"]), 2, score=score) == []
 
 
 def test_a_response_travels_between_ranks_as_it_is():
     logps = torch.randn(6).split([2, 4])  # views of one tensor, as frozen_pass makes them
-    sent = Response([1, 2], [3, 4, 5, 6], logps[1], True, 1.0, 7, states_base=torch.randn(4, 3))
+    sent = Response([1, 2], [3, 4, 5, 6], logps[1], True, 1.0, 7, base=torch.randn(4, 3))
     got = pickle.loads(pickle.dumps(sent))
     for name, value in vars(sent).items():
         if isinstance(value, torch.Tensor):

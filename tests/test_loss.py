@@ -220,7 +220,7 @@ def test_kl_convex_value_and_gradient():
         log_probs(rng, 3, 4),
         log_probs(rng, 3, 4),
     )
-    out = loss.kl_convex(logp, base, prev, 0.7)
+    out = loss.kl_convex(0.7, loss.kl(logp, base), loss.kl(logp, prev))
     out.sum().backward()
     d, e = logp.detach().numpy() - base.numpy(), logp.detach().numpy() - prev.numpy()
     close(out.detach(), 0.7 * (np.exp(-d) + d - 1) + 0.3 * (np.exp(-e) + e - 1))
@@ -230,7 +230,7 @@ def test_kl_convex_value_and_gradient():
 def test_kl_convex_with_lambda_one_is_the_base_anchor_alone():
     rng = np.random.default_rng(6)
     logp, base = log_probs(rng, 3, 4), log_probs(rng, 3, 4)
-    assert torch.equal(loss.kl_convex(logp, base, None, 1.0), loss.kl(logp, base))
+    assert torch.equal(loss.kl_convex(1.0, loss.kl(logp, base)), loss.kl(logp, base))
 
 
 # ------------------------------------------------------------------------------------------------ entropy, value
@@ -342,42 +342,3 @@ def test_token_mean_is_the_same_for_any_split_into_micro_batches():
     whole = loss.token_mean(x, mask, n)
     close(whole, (x.numpy() * mask.numpy()).sum() / mask.numpy().sum())
     close(sum(loss.token_mean(x[i : i + 2], mask[i : i + 2], n) for i in (0, 2, 4)), whole)
-
-
-# ------------------------------------------------------------------------------------------------ diagnostics
-
-
-def test_ratio_diagnostics_against_numpy():
-    rng = np.random.default_rng(11)
-    logp, logp_k, logp_b = (log_probs(rng, 4, 9) for _ in range(3))
-    A, mask = tensor(rng.normal(size=(4, 9))), tensor(rng.integers(0, 2, (4, 9)).astype(float))
-    sums = sum(
-        loss.ratio_sums(*(x[i : i + 2] for x in (logp, logp_k, logp_b, A, mask)), EPS).sum(0)
-        for i in (0, 2)
-    )  # two micro-batches
-    got = loss.ratio_diagnostics(sums)
-    keep = mask.numpy() == 1
-    logr = (logp - logp_b).numpy()[keep]
-    r, c = np.exp(logr), np.exp((logp_k - logp_b).numpy()[keep])
-    _, grad = mix_ppg_numpy(*(x.numpy() for x in (logp, logp_k, logp_b, A)), EPS)
-    assert got == pytest.approx(
-        dict(
-            ratio_mean=r.mean(),
-            log_ratio_sq=(logr**2).mean(),
-            clip_fraction=np.mean(grad[keep] == 0),
-            tv=np.abs(r - c).mean() / 2,
-            ess=r.sum() ** 2 / (len(r) * (r**2).sum()),
-        )
-    )
-
-
-def test_ratio_by_quarter_against_a_loop():
-    rng = np.random.default_rng(12)
-    lengths, T = [1, 2, 7, 8], 8
-    mask = tensor([[1.0] * n + [0.0] * (T - n) for n in lengths])
-    logp, logp_b = log_probs(rng, 4, T), log_probs(rng, 4, T)
-    expected = np.zeros((4, 2))
-    for b, n in enumerate(lengths):
-        for t in range(n):
-            expected[t * 4 // n] += 1, math.exp(logp[b, t] - logp_b[b, t])
-    close(loss.ratio_by_quarter(logp, logp_b, mask), expected)

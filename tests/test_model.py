@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 import loss
 import model
 from buffer import Response
-from model import Critic, Policy, collate, copy_weights, full_weights, load_model, micro_batches
+import parallel
+from model import Critic, Policy, copy_weights, full_weights, load_model
+from parallel import collate, deal
 
 
 def response(prompt, tokens):
@@ -41,9 +43,9 @@ def numpy_log_softmax(base, r, temperature):
 @pytest.mark.parametrize("chunk", [2**25, 700])  # 700: two rows a chunk
 def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperature, chunk):
     monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
-    batch = collate(RESPONSES, "cpu")
-    logp, entropy, kl = policy_of(base, temperature)(**batch)
-    assert (kl == 0).all()  # to no reference
+    batch = collate(RESPONSES)
+    logp, entropy, kl = policy_of(base, temperature)(batch)
+    assert kl == {}  # to no anchor
     for b, r in enumerate(RESPONSES):
         expected, n = numpy_log_softmax(base, r, temperature), len(r.tokens)
         np.testing.assert_allclose(logp[b, :n].detach(), expected[range(n), r.tokens], atol=2e-5)
@@ -55,9 +57,9 @@ def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperatur
 
 def test_packed_rows_do_not_see_each_other(base, group):
     """The padding-free way of flash attention, run through SDPA, which a CPU has: equal to the padded one."""
-    trunk, batch = policy_of(base).lm.base_model, collate(RESPONSES, "cpu")
-    padded = trunk(input_ids=batch["ids"], use_cache=False).last_hidden_state
-    packed = model.packed_states(trunk, batch["ids"], batch["index"])
+    trunk, batch = policy_of(base).lm.base_model, collate(RESPONSES)
+    padded = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+    packed = model.packed_states(trunk, batch)
     for b, r in enumerate(RESPONSES):
         n = len(r.prompt) + len(r.tokens)
         torch.testing.assert_close(packed[b, :n], padded[b, :n], atol=2e-5, rtol=1e-5)
@@ -65,7 +67,7 @@ def test_packed_rows_do_not_see_each_other(base, group):
 
 
 def token_terms(*args):
-    return model.TokenTerms.apply(*args)[:2]  # without references the KL is 0
+    return model.TokenTerms.apply(*args, ())
 
 
 def whole_logits(rows, weight, bias, labels, temperature):
@@ -105,60 +107,48 @@ def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_b
 
 
 @pytest.mark.parametrize("chunk, part", [(2**25, 2**20), (5 * 3 * 50, 2 * 50), (1, 1)])
-@pytest.mark.parametrize("lam", [1.0, 0.7])
-def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part, lam):
-    """Value and gradient of all three terms, to one or two references, against loss.kl on whole log-softmaxes in float64."""
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part, anchors):
+    """Value and gradient of log-prob, entropy and the KL to each anchor, against loss.kl on whole
+    log-softmaxes in float64."""
     monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
     monkeypatch.setattr(model, "LOGITS_PER_PART", part)
     draw = torch.Generator().manual_seed(0)
     N, H, V, temperature = 23, 16, 50, 0.7
-    rows, weight = (
-        torch.randn(n, H, generator=draw, dtype=torch.float64).requires_grad_() for n in (N, V)
-    )
-    labels, (a, b, c) = (
-        torch.randint(V, (N,), generator=draw),
-        torch.randn(3, N, generator=draw, dtype=torch.float64),
-    )
-    heads = [torch.randn(n, H, generator=draw, dtype=torch.float64) for n in (N, V, N, V)]
-    references = [
-        model.Reference(lam, heads[0], heads[1], None),
-        model.Reference(1 - lam, heads[2], heads[3], None),
-    ]
-    references = references[: 1 if lam == 1 else 2]
+    double = dict(generator=draw, dtype=torch.float64)
+    rows, weight = (torch.randn(n, H, **double).requires_grad_() for n in (N, V))
+    labels, weights = torch.randint(V, (N,), generator=draw), torch.randn(2 + anchors, N, **double)
+    states = [torch.randn(N, H, **double) for _ in range(anchors)]
+    heads = [torch.randn(V, H, **double) for _ in range(anchors)]
 
     log_p = torch.log_softmax(rows @ weight.T / temperature, -1)
-    base, prev = (torch.log_softmax(r @ w.T / temperature, -1) for r, w in (heads[:2], heads[2:]))
-    whole = [
-        *whole_logits(rows, weight, None, labels, temperature),
-        loss.kl_convex(log_p, base, prev, lam, "exact"),
-    ]
+    whole = [*whole_logits(rows, weight, None, labels, temperature)]
+    for r, w in zip(states, heads, strict=True):
+        whole.append(loss.kl(log_p, torch.log_softmax(r @ w.T / temperature, -1), "exact"))
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         ours_in = [t.detach().to(dtype).requires_grad_() for t in (rows, weight)]
         here = tuple(
-            r._replace(states=r.states.to(dtype), weight=r.weight.to(dtype)) for r in references
+            model.Anchor(r.to(dtype), w.to(dtype), None) for r, w in zip(states, heads, strict=True)
         )
         ours = model.TokenTerms.apply(*ours_in, None, labels, temperature, here)
         gradients = []
         for terms, inputs in ((ours, ours_in), (whole, [rows, weight])):
-            total = sum(
-                (term * k.to(term.dtype)).sum() for term, k in zip(terms, (a, b, c), strict=True)
-            )
+            pairs = zip(terms, weights, strict=True)
+            total = sum((term * k.to(term.dtype)).sum() for term, k in pairs)
             gradients.append(torch.autograd.grad(total, inputs, retain_graph=True))
         for x, y in zip([*ours, *gradients[0]], [*whole, *gradients[1]], strict=True):
             torch.testing.assert_close(x.double(), y, atol=tolerance, rtol=10 * tolerance)
 
 
 def test_a_policy_is_at_no_distance_from_itself_and_at_the_exact_one_from_another(base, group):
-    policy, other, batch = policy_of(base), policy_of(base), collate(RESPONSES, "cpu")
+    policy, other, batch = policy_of(base), policy_of(base), collate(RESPONSES)
     with torch.no_grad():
         for p in other.parameters():
             p.add_(0.05)
     for reference, moved in ((policy, False), (other, True)):
-        states, head = (
-            reference(**batch, states=True).detach(),
-            model.whole_head(reference, "float32"),
-        )
-        _, _, kl = policy(**batch, references=(model.Reference(1.0, states, *head),))
+        batch.anchors["base"] = reference(batch, states=True).detach()
+        _, _, kl = policy(batch, dict(base=model.whole_head(reference, "float32")))
+        kl = kl["base"]
         for b, r in enumerate(RESPONSES):
             ours = policy.lm(torch.tensor([r.prompt + r.tokens])).logits[0, len(r.prompt) - 1 : -1]
             theirs = reference.lm(torch.tensor([r.prompt + r.tokens])).logits[
@@ -191,10 +181,10 @@ def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
 def gradient(policy, responses, budget, n_tokens):
     policy.zero_grad()
     lengths = [len(r.prompt) + len(r.tokens) for r in responses]
-    for indices in micro_batches(lengths, budget, 1)[0]:
-        batch = collate([responses[i] for i in indices], "cpu")
-        logp, entropy, _ = policy(**batch)
-        loss.token_mean(-logp - 0.1 * entropy, batch["mask"], n_tokens).backward()
+    for indices in deal(lengths, budget, 1)[0]:
+        batch = collate([responses[i] for i in indices])
+        logp, entropy, _ = policy(batch)
+        loss.token_mean(-logp - 0.1 * entropy, batch.mask, n_tokens).backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
@@ -217,21 +207,21 @@ def test_any_token_budget_gives_the_same_gradient(base, group):
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_micro_batches_deal_everything_once_and_run_in_step(world):
     lengths = np.random.default_rng(1).integers(1, 100, 30).tolist()
-    shares = micro_batches(lengths, 150, world)
+    shares = deal(lengths, 150, world)
     assert sorted(i for share in shares for batch in share for i in batch) == list(range(30))
     assert len({len(share) for share in shares}) == 1
     for batch in (batch for share in shares for batch in share if batch):
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 150
     tokens = [sum(lengths[i] for batch in share for i in batch) for share in shares]
     assert max(tokens) - min(tokens) <= 100
-    assert micro_batches([5], 10, 2) == [[[0]], [[]]]
+    assert deal([5], 10, 2) == [[[0]], [[]]]
 
 
 @pytest.mark.parametrize("world, most", [(1, 1.0), (8, 1.05), (32, 1.1)])
 def test_no_rank_waits_long_for_another(world, most):
     """FSDP: the k-th micro-batches take as long as the longest of them."""
     lengths = np.random.default_rng(2).gamma(2.0, 1500, 512).clip(50, 8192).astype(int).tolist()
-    rounds = zip(*micro_batches(lengths, 16384, world), strict=True)
+    rounds = zip(*deal(lengths, 16384, world), strict=True)
     padded = [
         [max([0, *(lengths[i] for i in batch)]) * len(batch) for batch in batches]
         for batches in rounds
@@ -242,13 +232,13 @@ def test_no_rank_waits_long_for_another(world, most):
 @pytest.mark.parametrize("budget", [16384, 65536])
 def test_realistic_lengths_are_padded_by_less_than_five_percent(budget):
     lengths = np.random.default_rng(2).gamma(2.0, 1500, 256).clip(50, 8192).astype(int).tolist()
-    batches = micro_batches(lengths, budget, 1)[0]
+    batches = deal(lengths, budget, 1)[0]
     assert sum(max(lengths[i] for i in b) * len(b) for b in batches) < 1.05 * sum(lengths)
 
 
 def test_a_large_budget_does_not_pad_short_samples_to_the_longest():
     lengths = [256, 256, 144, 144, 80, 80, 48, 48, 32, 32, 24, 24, 16, 16, 12, 12]
-    batches = micro_batches(lengths, 10**6, 1)[0]
+    batches = deal(lengths, 10**6, 1)[0]
     assert 1 < len(batches) < 8
     assert sum(max(lengths[i] for i in b) * len(b) for b in batches) < 1.15 * sum(lengths)
 
@@ -262,9 +252,9 @@ def test_micro_batches_are_cut_at_the_least_cost(budget):
         ends = [i + 1 for i, cut in enumerate(cuts) if cut] + [9]
         parts = [lengths[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         if all(len(part) == 1 or part[0] * len(part) <= budget for part in parts):
-            costs.append(sum(part[0] * len(part) + model.MICRO_BATCH_COST for part in parts))
-    ours = micro_batches(lengths, budget, 1)[0]
-    assert sum(lengths[b[0]] * len(b) + model.MICRO_BATCH_COST for b in ours) == min(costs)
+            costs.append(sum(part[0] * len(part) + parallel.MICRO_BATCH_COST for part in parts))
+    ours = deal(lengths, budget, 1)[0]
+    assert sum(lengths[b[0]] * len(b) + parallel.MICRO_BATCH_COST for b in ours) == min(costs)
 
 
 def test_eos_gets_a_gradient(base, group, tokenizer):
@@ -273,33 +263,32 @@ def test_eos_gets_a_gradient(base, group, tokenizer):
     responses = [response([5, 6], [8, 9, eos]), response([5, 6], [8, 9, 10, 11, eos])]
     for r in responses:  # only the last token, eos, carries an advantage
         r.advantages = torch.tensor([0.0] * (len(r.tokens) - 1) + [1.0])
-    batch = collate(responses, "cpu")
-    assert batch["mask"].sum() == 8 and batch["labels"][0, 2] == eos
-    A = model.pad([r.advantages for r in responses], "cpu")
-    logp, _, _ = policy(**batch)
+    batch = collate(responses)
+    assert batch.mask.sum() == 8 and batch.labels[0, 2] == eos
+    A = parallel.pad([r.advantages for r in responses])
+    logp, _, _ = policy(batch)
     before = logp.detach()
-    loss.token_mean(loss.mix_ppg(logp, before, before, A, 0.2), batch["mask"], 8).backward()
+    loss.token_mean(loss.mix_ppg(logp, before, before, A, 0.2), batch.mask, 8).backward()
     with torch.no_grad():
         for p in policy.parameters():
             p -= 0.1 * p.grad
-        after, _, _ = policy(**batch)
+        after, _, _ = policy(batch)
     assert after[0, 2] > before[0, 2] + 1e-3 and after[1, 4] > before[1, 4] + 1e-3
 
 
 def test_critic_starts_at_zero_and_sees_the_prefix_only(base, group):
     critic = load_model(Critic, base, device="cpu", dtype="float32")
-    batch = collate(RESPONSES, "cpu")
-    del batch["labels"]
-    assert (critic(**batch) == 0).all()
+    batch = collate(RESPONSES)
+    del batch.labels
+    assert (critic(batch) == 0).all()
     torch.nn.init.normal_(critic.head.weight)
-    first = critic(**batch)
+    first = critic(batch)
     changed = [response([5, 6, 7], [8, 9, 10, 99])] + RESPONSES[1:]
-    other = collate(changed, "cpu")
-    del other["labels"]
+    other = collate(changed)
     torch.testing.assert_close(
-        critic(**other), first
+        critic(other), first
     )  # V before the last token does not depend on it
-    assert (first * (1 - batch["mask"]) == 0).all() and (first[0, :4] != 0).all()
+    assert (first * (1 - batch.mask) == 0).all() and (first[0, :4] != 0).all()
 
 
 def test_copy_weights_and_full_weights(base, group):

@@ -6,7 +6,8 @@ import torch
 
 import rollout
 from buffer import Response
-from model import Policy, collate, full_weights, load_model
+from model import Policy, full_weights, load_model
+from parallel import collate
 from tiny import embedded_problems
 
 pytestmark = pytest.mark.parametrize("kind", ["vllm", "hf"])
@@ -44,7 +45,7 @@ def trainer_logp(policy, prompts, groups):
         for s in g
     ]
     with torch.no_grad():
-        logp, _, _ = policy(**collate(responses, "cpu"))
+        logp, _, _ = policy(collate(responses))
     return [r.logp_b for r in responses], [
         row[: len(r.tokens)] for row, r in zip(logp, responses, strict=True)
     ]

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import loss
-from siblings import SIBLINGS, bapo_bounds, engine_weight, m2po_cut, sibling_loss
+from buffer import Response
+from config import Config
+from parallel import Batch
+from siblings import LOSSES, bapo_bounds, engine_weight, m2po_cut, rescore
 
 EPS = 0.2
 LENGTHS = [
@@ -20,7 +23,7 @@ LENGTHS = [
     2,
 ]  # one response has no tokens, as the dummy row of a rank that is out of work
 EXTRA = dict(m2po=dict(cut=0.4), bapo=dict(low=0.7, high=1.9))  # what `whole` gives in training
-NAMES = list(SIBLINGS)
+NAMES = list(LOSSES)
 tensor = torch.tensor
 
 
@@ -56,7 +59,7 @@ def batch(seed=0, lengths=LENGTHS, width=None, per_response=False) -> dict:
 
 def summed(name, kw, **extra):
     """The sum that the loop divides by its normaliser."""
-    out = SIBLINGS[name].loss(**kw, **{**EXTRA.get(name, {}), **extra})
+    out = LOSSES[name].loss(**kw, **{**EXTRA.get(name, {}), **extra})
     return (out * kw["mask"]).sum() if out.ndim == 2 else out.sum()
 
 
@@ -168,7 +171,7 @@ EQUATIONS = dict(
 def test_value_and_gradient_against_the_equation(name, seed):
     kw = batch(seed)
     kw["logp"].requires_grad_()
-    out = SIBLINGS[name].loss(**kw, **EXTRA.get(name, {}))
+    out = LOSSES[name].loss(**kw, **EXTRA.get(name, {}))
     (out * kw["mask"] if out.ndim == 2 else out).sum().backward()
     for b, n in enumerate(LENGTHS):
         if n == 0:
@@ -255,7 +258,7 @@ def test_a_row_without_tokens_contributes_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_split_into_micro_batches_is_the_same(name):
     """With the statistics of the whole mini-batch, for those that need them."""
-    kw, sibling = batch(4), SIBLINGS[name]
+    kw, sibling = batch(4), LOSSES[name]
     keep = kw["mask"] == 1
     stats = {}
     if sibling.whole is not None:
@@ -290,8 +293,8 @@ def test_the_first_step_on_fresh_data_is_reinforce(name):
 
 
 def test_the_registry():
-    assert set(EQUATIONS) == set(SIBLINGS)
-    for name, sibling in SIBLINGS.items():
+    assert set(EQUATIONS) == set(LOSSES)
+    for name, sibling in LOSSES.items():
         out = sibling.loss(**batch(7), **EXTRA.get(name, {}))
         assert out.shape == (
             (len(LENGTHS),) if sibling.per == "response" else (len(LENGTHS), max(LENGTHS))
@@ -304,7 +307,7 @@ def test_the_registry():
         ):  # forgetting the pass over the whole mini-batch is an error, not another loss
             with pytest.raises(TypeError):
                 sibling.loss(**batch(7))
-    assert [n for n, s in SIBLINGS.items() if s.per == "constant"] == ["dr_grpo"]
+    assert [n for n, s in LOSSES.items() if s.per == "constant"] == ["dr_grpo"]
 
 
 # ------------------------------------------------------------------------------------------------ reductions
@@ -312,30 +315,28 @@ def test_the_registry():
 
 def test_reductions_to_ppo():
     kw = batch(8)
-    ppo = SIBLINGS["ppo"].loss(**kw)
+    ppo = LOSSES["ppo"].loss(**kw)
     frozen = kw["logp"], kw["logp_b"], kw["logp_b"], kw["advantages"], EPS
     close(ppo, loss.mix_ppg(*frozen))  # on fresh data, pi_k = pi_b, ...
-    close(SIBLINGS["decoupled_ppo"].loss(**(kw | dict(logp_k=kw["logp_b"]))), ppo)
-    close(SIBLINGS["clip_higher"].loss(**kw, eps_low=EPS, eps_high=EPS), ppo)
-    close(SIBLINGS["bapo"].loss(**kw, low=1 - EPS, high=1 + EPS), ppo)
-    assert SIBLINGS["dr_grpo"].loss is SIBLINGS["ppo"].loss
+    close(LOSSES["decoupled_ppo"].loss(**(kw | dict(logp_k=kw["logp_b"]))), ppo)
+    close(LOSSES["clip_higher"].loss(**kw, eps_low=EPS, eps_high=EPS), ppo)
+    close(LOSSES["bapo"].loss(**kw, low=1 - EPS, high=1 + EPS), ppo)
+    assert LOSSES["dr_grpo"].loss is LOSSES["ppo"].loss
     one = batch(8, [1] * 50)
-    close(
-        SIBLINGS["gspo"].loss(**one, eps_low=EPS, eps_high=EPS), SIBLINGS["ppo"].loss(**one)[:, 0]
-    )
+    close(LOSSES["gspo"].loss(**one, eps_low=EPS, eps_high=EPS), LOSSES["ppo"].loss(**one)[:, 0])
 
 
 def test_on_replayed_data_mix_ppg_and_its_siblings_differ():
     kw = batch(9)
     mix = loss.mix_ppg(kw["logp"], kw["logp_k"], kw["logp_b"], kw["advantages"], EPS)
     for name in ("ppo", "decoupled_ppo"):
-        assert (SIBLINGS[name].loss(**kw) - mix)[kw["mask"] == 1].abs().max() > 0.01
+        assert (LOSSES[name].loss(**kw) - mix)[kw["mask"] == 1].abs().max() > 0.01
 
 
 def test_m2po_without_a_cut_is_the_plain_ratio_and_with_zero_only_pulls_back():
     kw = batch(10)
     close(
-        SIBLINGS["m2po"].loss(**kw, cut=math.inf),
+        LOSSES["m2po"].loss(**kw, cut=math.inf),
         -torch.exp(kw["logp"] - kw["logp_b"]) * kw["advantages"],
     )
     pushes_on = ((kw["logp"] - kw["logp_b"]) * kw["advantages"] > 0) & (kw["mask"] == 1)
@@ -344,11 +345,11 @@ def test_m2po_without_a_cut_is_the_plain_ratio_and_with_zero_only_pulls_back():
 
 def test_reductions_to_reinforce():
     kw = batch(11, per_response=True)
-    asymre = SIBLINGS["asymre"].loss(**kw)
-    close(SIBLINGS["opmd"].loss(**kw, tau=0.0), asymre)
+    asymre = LOSSES["asymre"].loss(**kw)
+    close(LOSSES["opmd"].loss(**kw, tau=0.0), asymre)
     right = kw | dict(advantages=kw["advantages"].abs())
-    close(SIBLINGS["topr"].loss(**right), SIBLINGS["asymre"].loss(**right))
-    close(SIBLINGS["topr"].loss(**(kw | dict(logp_b=kw["logp"]))), asymre)
+    close(LOSSES["topr"].loss(**right), LOSSES["asymre"].loss(**right))
+    close(LOSSES["topr"].loss(**(kw | dict(logp_b=kw["logp"]))), asymre)
 
 
 @pytest.mark.parametrize("name, old", [("opmd", "logp_k"), ("oapl", "logp_b")])
@@ -396,27 +397,27 @@ REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     ],
 )
 def test_advantages(name, value):
-    got = SIBLINGS[name].advantage(tensor(REWARDS), 4)
+    got = LOSSES[name].advantage(tensor(REWARDS), 4)
     close(
         got, tensor([value(r, REWARDS[i // 4 * 4 : i // 4 * 4 + 4]) for i, r in enumerate(REWARDS)])
     )
     if name != "topr":  # it needs no group
         for bad in (1, 5):
             with pytest.raises(ValueError, match="group_size"):
-                SIBLINGS[name].advantage(tensor(REWARDS), bad)
+                LOSSES[name].advantage(tensor(REWARDS), bad)
 
 
 def test_dr_grpo_is_grpo_without_its_division():
     groups = np.array(REWARDS).reshape(-1, 4)
     std = np.repeat(groups.std(1, ddof=1), 4)
     close(
-        SIBLINGS["dr_grpo"].advantage(tensor(REWARDS), 4) / (tensor(std) + 1e-6),
+        LOSSES["dr_grpo"].advantage(tensor(REWARDS), 4) / (tensor(std) + 1e-6),
         loss.group_advantages(tensor(REWARDS), 4),
     )
 
 
 def test_the_optimal_value_lies_between_the_mean_and_the_best_reward():
-    advantage, rewards = SIBLINGS["oapl"].advantage, tensor([1.0, 0.0, 0.0, 0.25])
+    advantage, rewards = LOSSES["oapl"].advantage, tensor([1.0, 0.0, 0.0, 0.25])
     close(advantage(rewards, 4, beta_value=1e7), rewards - rewards.mean(), 1e-6)
     close(advantage(rewards, 4, beta_value=1e-3), rewards - 1, 2e-3)  # 1e-3 log 4 off
     close(advantage(rewards + 3, 4), advantage(rewards, 4))
@@ -424,7 +425,7 @@ def test_the_optimal_value_lies_between_the_mean_and_the_best_reward():
 
 
 def test_topr_baseline():
-    close(SIBLINGS["topr"].advantage(tensor([1.0, 0.0]), 2, baseline=0.5), tensor([0.5, -1.5]))
+    close(LOSSES["topr"].advantage(tensor([1.0, 0.0]), 2, baseline=0.5), tensor([0.5, -1.5]))
 
 
 # ------------------------------------------------------------------------------------------------ whole mini-batch
@@ -449,9 +450,7 @@ def test_m2po_cut_against_taking_out_the_largest_one_by_one(seed):
         left.pop()
     assert 0 < len(left) < len(counted)
     cut = m2po_cut(logp, logp_b, A)["cut"]
-    out = SIBLINGS["m2po"].loss(logp=logp[None], logp_b=logp_b[None], advantages=A[None], cut=cut)[
-        0
-    ]
+    out = LOSSES["m2po"].loss(logp=logp[None], logp_b=logp_b[None], advantages=A[None], cut=cut)[0]
     masked = {i for _, i in counted} - {i for _, i in left}
     assert set((out == 0).nonzero()[:, 0].tolist()) == masked
     shuffle = torch.randperm(len(A))
@@ -468,7 +467,7 @@ def test_m2po_cut_at_the_edges():
     assert m2po_cut(logp_b, logp_b, A) == dict(cut=math.inf)  # fresh data: nothing counts
     far = torch.full((3,), 1.0)
     assert m2po_cut(far, far - 1, far) == dict(cut=1.0)  # all are too far: all are masked
-    assert (SIBLINGS["m2po"].loss(logp=far, logp_b=far - 1, advantages=far, cut=1.0) == 0).all()
+    assert (LOSSES["m2po"].loss(logp=far, logp_b=far - 1, advantages=far, cut=1.0) == 0).all()
     pulled_back = m2po_cut(far, far - 1, -far)  # far away, but the step would bring them back
     assert pulled_back == dict(cut=math.inf)
     zero = torch.zeros(3)
@@ -480,7 +479,7 @@ def test_m2po_cut_at_the_edges():
 def test_m2po_masks_the_same_tokens_in_float32():
     logp, logp_b, A = (x.float() for x in tokens(1))
     cut = m2po_cut(logp, logp_b, A)["cut"]
-    out = SIBLINGS["m2po"].loss(logp=logp, logp_b=logp_b, advantages=A, cut=cut)
+    out = LOSSES["m2po"].loss(logp=logp, logp_b=logp_b, advantages=A, cut=cut)
     d = logp - logp_b
     kept = (d * A > 0) & (out != 0)
     dropped = (d * A > 0) & (out == 0)
@@ -565,32 +564,36 @@ def test_unknown_engine_weight_is_an_error():
 def test_what_a_loss_is_divided_by(per):
     """Two micro-batches of one mini-batch: 5 + 3 tokens, 3 responses, 10 tokens a response at most."""
     name = dict(token="ppo", response="asymre", constant="dr_grpo")[per]
-    sibling = SIBLINGS[name]
+    sibling = LOSSES[name]
     assert sibling.per == per
     rng = np.random.default_rng(20)
     total = 0.0
     logps, A, lengths = np.log(rng.uniform(0.1, 0.9, (3, 3))), rng.normal(size=(3, 3)), [3, 2, 3]
     mask = np.array([[float(t < n) for t in range(3)] for n in lengths])
+    cfg = Config(max_tokens=10)
+    mini = [Response([0], [1] * n, None, True, 0.0, 1) for n in lengths]
+    facts = sibling.facts(mini, 0.2, cfg, None)
     for rows in ([0, 1], [2]):
-        x = {
-            k: torch.tensor(v[rows])
-            for k, v in dict(
-                logp=logps, logp_k=logps, logp_b=logps, advantages=A, mask=mask
-            ).items()
-        }
-        total += sibling_loss(
-            sibling, x | dict(clip_eps=0.2), 1, tokens=8, responses=3, max_tokens=10
-        ).item()
+        logp, a, m = (torch.tensor(v[rows]) for v in (logps, A, mask))
+        x = Batch(None, None, None, m, logp_b=logp, logp_k=logp, advantages=a)
+        total += sibling.policy_loss(logp, x, facts).item()
     if per == "response":
         expected = -(A * logps * mask).sum() / 3
-    else:
-        expected = -(A * mask).sum() / (
-            8 if per == "token" else 30
-        )  # r = 1: the clipped loss is -A
+    else:  # r = 1: the clipped loss is -A
+        expected = -(A * mask).sum() / (8 if per == "token" else 30)
     assert total == pytest.approx(expected, abs=1e-12)
     if per != "response":
-        half = [
-            sibling_loss(sibling, x | dict(clip_eps=0.2), w, tokens=8, responses=3, max_tokens=10)
-            for w in (1, 0.5)
-        ]
-        assert half[1].item() == pytest.approx(half[0].item() / 2)
+        whole = sibling.policy_loss(logp, x, facts).item()
+        x.weight = torch.full_like(m, 0.5)
+        assert sibling.policy_loss(logp, x, facts).item() == pytest.approx(whole / 2)
+
+
+def test_rescoring_takes_the_trainers_log_probs_and_weighs_the_gap():
+    a, b = (
+        Response([0], [1, 2], tensor(logp), True, 0.0, 1) for logp in ([-1.0, -2.0], [-3.0, -1.0])
+    )
+    ours = [tensor([-1.5, -2.0]), tensor([-1.0, -1.0])]
+    assert rescore([a, b], ours, "tis") == pytest.approx((0.5 + 0 + 2 + 0) / 4)
+    assert a.logp_b is ours[0] and b.logp_b is ours[1]
+    close(a.weight, tensor([math.exp(-0.5), 1.0]))
+    close(b.weight, tensor([2.0, 1.0]))  # e^2, truncated

@@ -1,0 +1,244 @@
+"""What a run says of itself: one line a step in metrics.jsonl, and one on the screen.
+
+Sums over tokens are kept as sums until the step ends, so that they add up over micro-batches, ranks
+and mini-batches; `row` makes the means. Every name that is logged is defined here.
+"""
+
+import json
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from buffer import Response
+from config import Config
+from parallel import Batch
+
+# ------------------------------------------------------------------------------ ratios, by data age
+
+RATIO_SUMS = "tokens ratio ratio_sq log_ratio_sq clipped moved".split()
+
+
+@torch.no_grad()
+def ratio_sums(logp: Tensor, x: Batch, clip_eps: float) -> Tensor:
+    """Sums over each response's tokens, named by RATIO_SUMS -> (B, 6) float64."""
+    log_ratio = ((logp - x.logp_b) * x.mask).double()
+    ratio, centre = torch.exp(log_ratio), torch.exp(((x.logp_k - x.logp_b) * x.mask).double())
+    # clipped: the min takes the clipped branch, so the token has no gradient (beyond the band, on
+    # A's side of it)
+    above, below = ratio > centre + clip_eps, ratio < centre - clip_eps
+    clipped = torch.where(x.advantages > 0, above, below & (x.advantages < 0))
+    per_token = dict(
+        tokens=torch.ones_like(ratio), ratio=ratio, ratio_sq=ratio**2, log_ratio_sq=log_ratio**2,
+        clipped=clipped.double(), moved=(ratio - centre).abs(),
+    )  # fmt: skip
+    return torch.stack([(per_token[name] * x.mask).sum(-1) for name in RATIO_SUMS], -1)
+
+
+def ratio_diagnostics(sums: Tensor) -> dict[str, float]:
+    """ratio_mean: E[r], r = pi_theta / pi_b. log_ratio_sq: E[(log r)^2], moves long before E[r].
+    clip_fraction: share of tokens whose gradient is clipped away. tv: E|r - c| / 2, the total
+    variation between pi_theta and pi_k that the clip bounds (GePPO). ess: (sum r)^2 / (n sum r^2),
+    effective share of the samples. sums: (6,), of one age."""
+    s = dict(zip(RATIO_SUMS, sums.tolist(), strict=True))
+    n = s["tokens"]
+    return dict(
+        ratio_mean=s["ratio"] / n, log_ratio_sq=s["log_ratio_sq"] / n,
+        clip_fraction=s["clipped"] / n, tv=s["moved"] / (2 * n),
+        ess=s["ratio"] * s["ratio"] / (n * s["ratio_sq"]),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
+    """Where in the response the ratio grows (the paper's whipping effect): (B, T) each -> (4, 2)
+    float64, for each quarter of the responses its tokens and the sum of r over them."""
+    # 0 <= place < 4 on response tokens
+    place = 4 * (mask.cumsum(-1) - 1) / mask.sum(-1, keepdim=True).clamp(min=1)
+    at = torch.stack([(place.floor() == quarter) * mask for quarter in range(4)]).double()
+    ratio = torch.exp(((logp - logp_b) * mask).double())
+    return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
+
+
+# ------------------------------------------------------------------------------------- a step's row
+
+TERMS = "policy_loss kl entropy value_loss tokens".split()
+
+
+class Log:
+    """Collects a step's numbers and writes them. A step: start, phase by phase, for every micro-
+    batch `add`, for every mini-batch `mini_batch`, `reduce` and `updated`, then `row` and `write`."""
+
+    def __init__(self, cfg: Config, done: int, device: str):
+        self.cfg, self.device, self.main = cfg, device, dist.get_rank() == 0
+        self.path = Path(cfg.out, "metrics.jsonl")
+        # the last age holds everything older, too (--replay repo)
+        self.ages = cfg.replay_window + cfg.sampler_lag + 1
+        self.bar = tqdm(
+            total=cfg.steps, initial=done, desc="ReMix", unit="step",
+            disable=None if self.main else True,
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text)
+
+    def start(self, step: int) -> None:
+        self.step, self.began, self.seconds = step, time.perf_counter(), {}
+        self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
+        self.engine_gap = math.nan  # mean |engine - trainer| log-prob of pi_k's own samples, nats
+        self.norms: list[dict[str, float]] = []  # of each mini-batch
+        self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
+
+    def zeros(self, device: str) -> dict[str, Tensor]:
+        sizes = dict(terms=len(TERMS), ages=(self.ages, len(RATIO_SUMS)), quarters=(4, 2), gap=1)
+        return {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
+
+    def phase(self, name: str) -> None:
+        """Ends a phase: seconds_NAME is the time since the one before."""
+        self.seconds[name] = time.perf_counter() - self.began - sum(self.seconds.values())
+
+    def mini_batch(self, responses: list[Response]) -> int:
+        """-> the response tokens of a mini-batch, which its means are over."""
+        self.tokens_backward += sum(len(r.prompt) + len(r.tokens) for r in responses)
+        return sum(len(r.tokens) for r in responses)
+
+    @torch.no_grad()
+    def add(
+        self, x: Batch, logp: Tensor, policy_loss: Tensor, kl: Tensor, H: Tensor, vf: Tensor,
+        eps: float,
+    ) -> None:  # fmt: skip
+        """A micro-batch. policy_loss: its sum over tokens, a scalar; kl, H, vf: (B, T)."""
+        sums, one = self.mini, torch.ones_like(x.mask)
+        terms = [(term.double() * x.mask).sum() for term in (kl, H, vf, one)]
+        sums["terms"] += torch.stack([policy_loss, *terms])
+        age = x.age.clamp(max=self.ages - 1)  # (B,)
+        sums["ages"].index_add_(0, age, ratio_sums(logp, x, eps))
+        if x.replayed.any():
+            sums["quarters"] += ratio_by_quarter(logp, x.logp_b, x.mask * x.replayed[:, None])
+        sums["gap"] += ((logp - x.logp_b).abs() * x.mask * (age == 0)[:, None]).sum()
+
+    def reduce(self) -> None:
+        """A mini-batch, before the weights change: sums over the ranks. FloatingPointError, naming
+        step and term, where one is not finite."""
+        sums, self.mini = self.mini, self.zeros(self.device)
+        if dist.get_world_size() > 1:
+            for x in sums.values():
+                dist.all_reduce(x)
+        if not self.norms and self.cfg.behaviour_logp == "engine":
+            # Nothing is updated yet: what differs is the engine
+            gap, n = sums["gap"].item(), sums["ages"][0, 0].item()
+            self.engine_gap = gap / n if n else math.nan
+        self.stop_if_not_finite(dict(zip(TERMS, sums["terms"].tolist(), strict=True)))
+        self.totals = {k: total + sums[k].cpu() for k, total in self.totals.items()}
+
+    def updated(self, norms: dict[str, float]) -> None:
+        """The gradients' norms, before the optimizers step."""
+        self.stop_if_not_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
+        self.norms.append(norms)
+
+    def stop_if_not_finite(self, terms: dict[str, float]) -> None:
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"step {self.step}: {name} is {value}; the run stops before this update, and "
+                    "the last checkpoint is intact. Lower --lr, or look at ratio_mean and "
+                    "log_ratio_sq in metrics.jsonl"
+                )
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def row(self, new: list[Response], counts: dict[str, int]) -> dict:
+        """The step's numbers. new: the responses sampled in it, with their `counts`
+        (remix.give_rewards); then means over the tokens of all updates, by data age where a name
+        ends in /ageI, by quarter of the replayed responses where in /quarterI; seconds by phase."""
+        *sums, n = self.totals["terms"].tolist()
+        row = dict(
+            reward=float(np.mean([r.reward for r in new])),
+            response_length=float(np.mean([len(r.tokens) for r in new])),
+            reflection_rate=counts["reflecting"] / len(new),
+            truncation_rate=float(np.mean([not r.finished for r in new])),
+            grader_kills=counts["kills"], grader_unparsable=counts["unparsable"],
+            grad_norm=float(np.mean([norms["policy"] for norms in self.norms])),
+            engine_gap=self.engine_gap, tokens_forward=self.tokens_forward,
+            tokens_backward=self.tokens_backward,
+        )  # fmt: skip
+        row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True)}
+        for i, of_age in enumerate(self.totals["ages"]):
+            if of_age[0] > 0:
+                row |= {f"{k}/age{i}": v for k, v in ratio_diagnostics(of_age).items()}
+        for i, (n, ratio) in enumerate(self.totals["quarters"].tolist(), 1):
+            if n > 0:
+                row[f"ratio_mean/quarter{i}"] = ratio / n
+        return row | {f"seconds_{name}": value for name, value in self.seconds.items()}
+
+    def write(self, row: dict) -> None:
+        """JSON has no nan: what is undefined is left out. 8 digits are more than float32 has."""
+        row = {
+            k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
+        }
+        if self.main:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def base_model(self, row: dict) -> None:
+        if "eval/pass@1" in row:
+            length = row["eval/response_length"]
+            self.say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {length:.0f} tokens a response")
+
+    def summary(self, row: dict) -> None:
+        """The step's line on the screen."""
+        text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
+        text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
+        if "eval/pass@1" in row:
+            text += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+        if row["grader_kills"]:
+            text += f"  {row['grader_kills']} gradings killed"
+        self.say(f"{text}  {sum(self.seconds.values()):.1f} s")
+        self.bar.update()
+
+
+# ------------------------------------------------------------------------------------ files of a run
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
+    """Drop the rows after `step`, which are run again. evaluated: whether an uninterrupted run
+    evaluates at `step`; if not, the evaluation that ended the first part goes too, so that a run
+    does not show where it was stopped."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    if rows and not evaluated:
+        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(partial, path)
+
+
+def git_commit() -> str:
+    """Commit of this code, with '+changes' where the files differ from it; 'unknown' outside a git
+    checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

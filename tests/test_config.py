@@ -1,0 +1,87 @@
+"""Flags, recipes and their refusals: one sentence that names the flag, the value and what to do."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import config
+from buffer import fresh_prompts
+
+BIG = (
+    "--gradient_checkpointing --behaviour_logp trainer {}--eval_data HuggingFaceH4/MATH-500 "
+    "--eval_every 25 --eval_limit 200"
+)
+TINY = (
+    "--tokens_per_micro_batch 2048 --max_prompt_tokens 64 --max_tokens 128 "
+    "--kl_convex schedule:4,2 --reincarnation_step 12 --lr 0.0003 --critic_lr 0.001 "
+    "--eval_every 2 --eval_n 2"
+)
+MODEL = "--model deepseek-ai/DeepSeek-R1-Distill-Qwen-"
+COMMANDS = {
+    "tiny": "--model tiny:mending=0 --data tiny --prompt plain --steps 24 --prompts_per_step 128 "
+    f"--mini_batch 32 {TINY}",
+    "tiny --algo grpo": "--model tiny:mending=0 --data tiny --prompt plain --steps 24 --algo grpo "
+    f"--prompts_per_step 16 --group_size 8 --mini_batch 4 {TINY}",
+    "1.5b": f"--reincarnation_step 100 {BIG.format('--gpu_memory 0.3 ')}",
+    "1.5B --algo grpo": f"--steps 200 --algo grpo {BIG.format('--gpu_memory 0.3 ')}",
+    "7b": f"{MODEL}7B --steps 75 --reincarnation_step 100 {BIG.format('')}",
+    "7b --algo grpo": f"{MODEL}7B --steps 200 --algo grpo {BIG.format('')}",
+    "32b --lr 1e-5": f"{MODEL}32B --steps 200 --lr 1e-05 --gradient_checkpointing --shard all "
+    f"--behaviour_logp trainer --tensor_parallel 4 {BIG.format('').split('trainer ')[1]}",
+}
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_a_recipe_is_the_command_it_stands_for(recipe):
+    """Pinned word for word: what a recipe does must not change unseen."""
+    cfg = config.parse_flags(["--recipe", *recipe.split()])
+    assert sorted(config.command(cfg).split("--")[1:]) == sorted(
+        part if part.endswith(" ") else part
+        for part in f"{COMMANDS[recipe]}".split("--")[1:]
+    ) or set(config.command(cfg).split(" --")) == {"remix.py", *COMMANDS[recipe][2:].split(" --")}
+    config.check_config(config.resolve(cfg))
+
+
+@pytest.mark.parametrize(
+    "recipe, rollouts",
+    [
+        ("1.5b", 79_360),  # T = 100, 350 steps
+        ("1.5b --steps 500", 117_760),
+        ("1.5b --reincarnation_step 50 --steps 100", 20_480),
+        ("1.5b --algo grpo", 368_640),
+        ("1.5b --algo grpo --steps 100", 163_840),
+        ("7b", 11_520),  # all of them before reincarnation
+    ],
+)
+def test_recipes_sample_what_the_paper_says(recipe, rollouts):
+    cfg = config.parse_config(["--recipe", *recipe.split()])
+    prompts = 0
+    for step in range(1, cfg.steps + 1):
+        mixing = step <= cfg.reincarnation_step
+        p = cfg.off_policy_ratio if mixing else 0.0
+        prompts += fresh_prompts(step, cfg.prompts_per_step, p)
+    assert prompts * cfg.group_size == rollouts
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ValueError, match="--recipe 13b: there is none; take tiny, 1.5b, 7b, 32b"):
+        config.parse_flags(["--recipe", "13b"])
+
+
+def test_the_run_folder_is_named_by_what_runs():
+    assert config.parse_config(["--recipe", "tiny", "--seed", "3"]).out == "out/tiny-ppo-seed3"
+    assert config.parse_config(["--algo", "grpo"]).out == "out/remix-grpo-seed0"
+    assert config.parse_config(["--out", "a/b"]).out == "a/b"
+
+
+def test_every_flag_has_its_comment_as_help():
+    command = [sys.executable, "remix.py", "--help"]
+    env_wide = dict(COLUMNS="200", PATH="")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env_wide)
+    assert done.returncode == 0
+    for f in config.fields(config.Config):
+        at = done.stdout.index(f"--{f.name}")
+        text = done.stdout[at:].split("--", 2)[1]
+        assert len(text.split()) > 6, f.name

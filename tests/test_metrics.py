@@ -1,0 +1,54 @@
+"""What is logged: the diagnostics against numpy, the sums of a step against their plain means."""
+
+import math
+
+import numpy as np
+import torch
+from test_loss import EPS, close, float64, log_probs, mix_ppg_numpy, tensor  # noqa: F401
+
+import metrics
+import pytest
+from parallel import Batch
+
+
+def of(rows, logp_k, logp_b, A, mask):
+    logp_k, logp_b, A, mask = (x[rows] for x in (logp_k, logp_b, A, mask))
+    return Batch(None, None, None, mask, logp_b=logp_b, logp_k=logp_k, advantages=A)
+
+
+def test_ratio_diagnostics_against_numpy():
+    rng = np.random.default_rng(11)
+    logp, logp_k, logp_b = (log_probs(rng, 4, 9) for _ in range(3))
+    A, mask = tensor(rng.normal(size=(4, 9))), tensor(rng.integers(0, 2, (4, 9)).astype(float))
+    sums = sum(
+        metrics.ratio_sums(logp[i : i + 2], of(slice(i, i + 2), logp_k, logp_b, A, mask), EPS).sum(
+            0
+        )
+        for i in (0, 2)
+    )  # two micro-batches
+    got = metrics.ratio_diagnostics(sums)
+    keep = mask.numpy() == 1
+    logr = (logp - logp_b).numpy()[keep]
+    r, c = np.exp(logr), np.exp((logp_k - logp_b).numpy()[keep])
+    _, grad = mix_ppg_numpy(*(x.numpy() for x in (logp, logp_k, logp_b, A)), EPS)
+    assert got == pytest.approx(
+        dict(
+            ratio_mean=r.mean(),
+            log_ratio_sq=(logr**2).mean(),
+            clip_fraction=np.mean(grad[keep] == 0),
+            tv=np.abs(r - c).mean() / 2,
+            ess=r.sum() ** 2 / (len(r) * (r**2).sum()),
+        )
+    )
+
+
+def test_ratio_by_quarter_against_a_loop():
+    rng = np.random.default_rng(12)
+    lengths, T = [1, 2, 7, 8], 8
+    mask = tensor([[1.0] * n + [0.0] * (T - n) for n in lengths])
+    logp, logp_b = log_probs(rng, 4, T), log_probs(rng, 4, T)
+    expected = np.zeros((4, 2))
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            expected[t * 4 // n] += 1, math.exp(logp[b, t] - logp_b[b, t])
+    close(metrics.ratio_by_quarter(logp, logp_b, mask), expected)
