@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import torch
+import pytest
 from test_loss import EPS, close, float64, log_probs, mix_ppg_numpy, tensor  # noqa: F401
 
 import metrics
-import pytest
 from parallel import Batch
 
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 import loss
 import model
-from buffer import Response
 import parallel
+from buffer import Response
 from model import Critic, Policy, copy_weights, full_weights, load_model
 from parallel import collate, deal
 
