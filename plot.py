@@ -28,8 +28,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-# Okabe and Ito, colour-blind safe
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Okabe and Ito, colour-blind safe, and a grey
+COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999999 #F0E442".split()
 AGE_STYLES = ["-", "--", ":", "-."]  # the paper's window N = 2 gives ages 0, 1, 2
 X_LABELS = dict(
     rollouts="sampled responses (rollouts)", gradient_steps="gradient steps",
@@ -332,11 +332,10 @@ def draw_runs(
     if any(reincarnation(seeds[0][1], seeds[0][0]) for seeds in runs.values()):
         mark = dict(ls="", marker="o", mfc="white", mec="0.3", mew=1.6)
         handles.append(Line2D([], [], **mark, label="reincarnation"))
-    if title:
-        figure.suptitle(title, fontweight="bold")
     figure.legend(
         handles=handles, loc="outside upper left", frameon=False,
         ncols=min(len(handles), 5 if columns == 3 else 2 * columns),
+        title=title or None, title_fontproperties=dict(weight="bold", size=11), alignment="left",
     )  # fmt: skip
     figure.savefig(out_png, dpi=150)
     plt.close(figure)

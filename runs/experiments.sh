@@ -168,11 +168,14 @@ if [ -z "${DRY:-}" ]; then
   # the base model once, not by every run
   .venv/bin/python -c "import tiny; tiny.make_base_model(settings=tiny.named('tiny:mending=0'))"
 fi
-for experiment in "$@"; do # one after the other: tune finds the learning rates of the others
+for experiment in "$@"; do # one after the other: tune finds the others' learning rates
   own=${seeds[$experiment]} jobs=()
-  if [ "$experiment" != tune ]; then
+  if [ "$experiment" = tune ]; then
+    lr=()
+  else
     own=${SEEDS:-$own}
-    while read -r method rate; do lr[$method]=$rate; done < <(.venv/bin/python runs/best_lr.py)
+    [ ${#lr[@]} -gt 0 ] ||
+      while read -r method rate; do lr[$method]=$rate; done < <(.venv/bin/python runs/best_lr.py)
   fi
   for seed in $own; do "$experiment"; done
   if [ -n "${DRY:-}" ]; then

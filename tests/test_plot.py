@@ -282,6 +282,6 @@ def test_a_slide_is_one_panel_with_a_title(tmp_path, monkeypatch):
     monkeypatch.undo()
     (figure,) = figures
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Accuracy against rollouts"]
-    assert figure.get_suptitle() == "Mine" and out.stat().st_size > 10_000
+    assert figure.legends[0].get_title().get_text() == "Mine" and out.stat().st_size > 10_000
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ReMix (2 seeds)"]
     plt.close(figure)
