@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "runs"))
 import collect
+import report
 
 from config import parse_config
 from plot import read_experiment, read_run
 
 EXPERIMENTS = sorted((ROOT / "runs").glob("*.jsonl"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 # ------------------------------------------------------------------------------------------ pages
@@ -33,25 +37,79 @@ def test_every_table_is_what_the_data_gives():
     assert done.returncode == 0, done.stderr
 
 
+def change(path, number, after=""):
+    """The last character of the first such number becomes an 8."""
+    text = path.read_text()
+    at = text.index(number, text.index(after)) + len(number) - 1
+    path.write_text(text[:at] + "8" + text[at + 1 :])
+
+
+@pytest.fixture
+def copy(tmp_path):
+    ignored = shutil.ignore_patterns(".venv", "out", "cache", ".git")
+    return Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored))
+
+
 @pytest.mark.parametrize(
-    "page, mark, number",  # the lower end of some accuracy; a step's seconds; a rate
+    "page, mark, number",  # the lower end of some accuracy; a step's seconds
     [
-        ("README.md", "<!-- table methods -->", "[9"),
-        ("README.md", "<!-- table methods methods_again -->", "[9"),
-        ("docs/walkthrough.md", "<!-- table tune -->", "**6"),
-        ("README.md", "<!-- log vs_trl_embedded.md 1 -->", "**0."),
-        ("docs/walkthrough.md", "<!-- code loss.py mix_ppg -->", "logp - "),
+        ("docs/results.md", "<!-- table methods -->", "[9"),
+        ("docs/speed.md", "<!-- log vs_trl_embedded.md 1 -->", "**0."),
     ],
 )
-def test_what_the_data_does_not_give_is_caught(tmp_path, page, mark, number):
-    ignored = shutil.ignore_patterns(".venv", "out", "cache", ".git")
-    shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
-    path = tmp_path / "copy" / page
-    text = path.read_text()
-    at = text.index(number, text.index(mark)) + len(number) - 1
-    path.write_text(text[:at] + "8" + text[at + 1 :])
-    done = check(tmp_path / "copy")
-    assert done.returncode == 1 and path.name in done.stderr
+def test_a_number_that_no_data_gives_is_caught(copy, page, mark, number):
+    change(copy / page, number, after=mark)
+    done = check(copy)
+    assert done.returncode == 1 and Path(page).name in done.stderr
+
+
+def test_data_that_no_page_shows_is_caught(copy):
+    change(copy / "runs" / "methods.jsonl", '"eval/pass@1":[0.2', after='"name":"remix-ppo"')
+    done = check(copy)
+    assert done.returncode == 1 and "results.md" in done.stderr
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_mark_is_made_anew(path):
+    """Whatever stands between two marks: nothing of it is left."""
+    marks = r"(<!-- (table|code|lines|log) .+? -->\n).*?(<!-- /\2 -->)"
+    old = path.read_text()
+    emptied = re.sub(marks, r"\1old\3", old, flags=re.DOTALL)
+    assert report.page(emptied, of_root=path.parent == ROOT) == old
+    assert emptied.count("<!-- /") == len(re.findall(marks, old, re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for text, link in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", page.read_text()):
+        target, _, section = link.partition("#")
+        if target.startswith("http"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name}: [{text}]({link})"
+        heads = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE) if section else []
+        anchors = [re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads]
+        assert not section or section in anchors, f"{page.name}: [{text}]({link})"
+
+
+def test_the_map_from_paper_to_code_names_what_exists():
+    text = (ROOT / "docs" / "walkthrough.md").read_text()
+    rows = re.findall(
+        r"^\|(.+)\|$", text[text.index("| the paper") :].split("\n\n")[0], re.MULTILINE
+    )
+    assert len(rows) >= 10
+    loop, flags = (ROOT / "remix.py").read_text(), asdict(parse_config([]))
+    for row in rows[2:]:
+        _, code, place, flag, tests = row.split("|")
+        for file, name in re.findall(r"`(\w+)\.(\w+)`", code):
+            source = (ROOT / f"{file}.py").read_text()
+            assert re.search(rf"^ *(?:def|class) {name}\b", source, re.MULTILINE), (file, name)
+        for title in re.findall(r"“([^”]+)”", place):
+            assert re.search(rf"# -+ {re.escape(title)}", loop), title
+        for name in re.findall(r"`--(\w+)`", flag):
+            assert name in flags, name
+        for file, name in re.findall(r"`(test_\w+)::(\w+)`", tests):
+            assert f"def {name}" in (ROOT / "tests" / f"{file}.py").read_text(), (file, name)
 
 
 # ------------------------------------------------------------------------------------------ data
@@ -70,11 +128,16 @@ def test_every_run_is_whole_and_one_line(file):
 
 
 def test_experiments_sh_makes_the_runs_that_are_committed():
-    """Same settings, but for those that a later version added, dropped or chooses by itself."""
+    """Same settings, but for those that a later version added, dropped or chooses by itself.
+    One seed of each name: they differ in nothing else."""
     done = subprocess.run(
-        ["bash", "runs/experiments.sh", "all"], cwd=ROOT, env=os.environ | {"DRY": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        ["bash", "runs/experiments.sh", "all"],
+        cwd=ROOT,
+        env=os.environ | {"DRY": "1", "SEEDS": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     committed = {
         (file.stem, name, config["seed"]): config
         for file in EXPERIMENTS
@@ -90,7 +153,8 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
         seen.add(key)
         old = committed.get(key, new)
         assert all(old.get(k, v) == v for k, v in new.items() if k not in unlike), key
-    assert {key for key in committed if key[0] not in ("start", "methods_again")} <= seen
+    by_script = {key for key in committed if key[0] not in ("start", "methods_again")}
+    assert {key[:2] for key in by_script} <= {key[:2] for key in seen}
 
 
 # ------------------------------------------------------------------------------------------ collect
