@@ -1,94 +1,89 @@
-"""One figure from the metrics.jsonl of one or several runs.
+"""One figure from one or several runs: their folders, or the files that runs/collect.py makes.
 
     python plot.py out/tiny-ppo-seed0 --out curve.png
-    python plot.py runs/methods/*-seed* --out methods.png --table --at 900
+    python plot.py runs/methods.jsonl --out methods.png --table --at 900
+    python plot.py "ReMix=runs/methods.jsonl:remix-ppo" PPO=out/mine --panel rollouts --title "Mine"
 
-Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks good on one of the
-three can look bad on another. Bottom: response length, self-reflection and the effective sample size by data age,
-against steps (`ess`, between 0 and 1; the mean ratio is 1 until a single token makes it 70). Folders NAME-seedN are seeds
-of one line NAME: the line is their mean, the band their minimum and maximum, over the steps that all of them have; where
-some go on alone they are drawn thin. A single run's band is the 95 % interval of its pass@1.
+Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks
+good on one of the three can look bad on another. Bottom: response length, self-reflection and the
+effective sample size by data age, against steps (`ess`, between 0 and 1; the mean ratio is 1 until
+a single token makes it 70). Folders NAME-seedN are seeds of one line NAME: the line is their mean,
+the band their minimum and maximum, over the steps that all of them have; where some go on alone
+they are drawn thin. A single run's band is the 95 % interval of its pass@1.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-COLOURS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-]  # Okabe and Ito, colour-blind safe
-AGES = 4  # data ages drawn; the paper's window N = 2 gives ages 0, 1, 2
-AGE_STYLES = ["-", "--", ":", "-."]
-PANELS = [  # title, x field, x label, y fields (the first that any run has), y label, scale
-    (
-        "Accuracy against rollouts",
-        "rollouts",
-        "sampled responses (rollouts)",
-        ["eval/pass@1", "reward"],
-        "{} [%]",
-        100,
-    ),
-    (
-        "Accuracy against gradient steps",
-        "gradient_steps",
-        "gradient steps",
-        ["eval/pass@1", "reward"],
-        "{} [%]",
-        100,
-    ),
-    (
-        "Accuracy against wall time",
-        "seconds",
-        "training wall time [s]",
-        ["eval/pass@1", "reward"],
-        "{} [%]",
-        100,
-    ),
-    (
-        "Response length",
-        "step",
-        "training step",
-        ["eval/response_length", "response_length"],
-        "{} [tokens]",
-        1,
-    ),
-    (
-        "Self-reflection",
-        "step",
-        "training step",
-        ["eval/reflection_rate", "reflection_rate"],
-        "{} [% of responses]",
-        100,
-    ),
-]
-NAMES = {
-    "eval/pass@1": "pass@1, held-out problems",
-    "reward": "training reward",
-    "eval/response_length": "mean length, evaluation",
-    "response_length": "mean length, training",
-    "eval/reflection_rate": "share, evaluation",
-    "reflection_rate": "share, training",
+# Okabe and Ito, colour-blind safe, and a grey
+COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999999 #F0E442".split()
+AGE_STYLES = ["-", "--", ":", "-."]  # the paper's window N = 2 gives ages 0, 1, 2
+X_LABELS = dict(
+    rollouts="sampled responses (rollouts)", gradient_steps="gradient steps",
+    seconds="training wall time [s]", step="training step",
+)  # fmt: skip
+
+
+class Panel(NamedTuple):
+    title: str
+    x: str
+    y: dict[str, str]  # field -> its label; the first that any run has is drawn
+    scale: float = 1
+    by_age: bool = False  # a line for each age of the data: FIELD/age0 (fresh), FIELD/age1, ...
+    limits: tuple = (0, None)
+
+
+ACCURACY = {"eval/pass@1": "pass@1, held-out problems [%]", "reward": "training reward [%]"}
+LENGTH = {
+    "eval/response_length": "mean length, evaluation [tokens]",
+    "response_length": "mean length, training [tokens]",
 }
+REFLECTION = {
+    "eval/reflection_rate": "share, evaluation [% of responses]",
+    "reflection_rate": "share, training [% of responses]",
+}
+PERCENT, SHARE = (0, 103), (0, 1.03)
+ESS = "Effective sample size by data age"
+PANELS = {
+    "rollouts": Panel("Accuracy against rollouts", "rollouts", ACCURACY, 100, limits=PERCENT),
+    "steps": Panel(
+        "Accuracy against gradient steps", "gradient_steps", ACCURACY, 100, limits=PERCENT
+    ),
+    "seconds": Panel("Accuracy against wall time", "seconds", ACCURACY, 100, limits=PERCENT),
+    "length": Panel("Response length", "step", LENGTH),
+    "reflection": Panel("Self-reflection", "step", REFLECTION, 100, limits=PERCENT),
+    "ess": Panel(ESS, "step", {"ess": "ess, share of the tokens"}, 1, True, SHARE),
+    "kl": Panel("KL constraint", "step", {"kl": "KL to the anchors [nats a token]"}),
+    "entropy": Panel("Entropy", "step", {"entropy": "entropy [nats a token]"}),
+    "clip": Panel(
+        "Clipped tokens", "step", {"clip_fraction": "share of the tokens [%]"}, 100, True
+    ),
+    "off": Panel("How far the data is off", "step", {"log_ratio_sq": "E[(log r)²]"}, 1, True),
+}
+DEFAULT = ("rollouts", "steps", "seconds", "length", "reflection", "ess")
+
 Rows = dict[int, dict]  # step -> its line of metrics.jsonl
+Run = tuple[Rows, dict]  # and config.json
 
 
-def read_run(folder: str | Path) -> tuple[Rows, dict]:
-    """(metrics by step, config) of a run folder. A step logged twice (after a resume) counts as it was logged last."""
+# ------------------------------------------------------------------------------------------ reading
+
+
+def read_run(folder: str | Path) -> Run:
+    """A run folder. A step logged twice (after a resume) counts as it was logged last."""
     path = Path(folder, "metrics.jsonl")
     if not path.is_file():
         raise ValueError(f"{folder}: holds no metrics.jsonl; give the folder of a run.")
@@ -105,10 +100,125 @@ def read_run(folder: str | Path) -> tuple[Rows, dict]:
     return rows, json.loads(config.read_text()) if config.is_file() else {}
 
 
+def read_experiment(path: str | Path) -> dict[str, list[Run]]:
+    """name -> its seeds, each as read_run gives it, of a file made by runs/collect.py."""
+    try:
+        shared, *lines = map(json.loads, Path(path).read_text().splitlines())
+        runs: dict[str, list[Run]] = {}
+        for line in lines:
+            config = (
+                shared["config"] | line["config"]
+            )  # null: a setting that this run does not have
+            config |= dict(seed=line["seed"], git_commit=line["commit"])
+            columns = line["metrics"]
+            rows = {
+                step: {key: c[i] for key, c in columns.items() if c[i] is not None}
+                for i, step in enumerate(columns["step"])
+            }
+            config = {key: value for key, value in config.items() if value is not None}
+            runs.setdefault(line["name"], []).append((rows, config))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not a file of runs/collect.py ({error!r}).") from None
+    return runs
+
+
+def group_by_label(folders: Iterable[str]) -> dict[str, list[str]]:
+    """NAME-seed0, NAME-seed1 … under NAME, one line; with the parent's name where two clash."""
+    groups: dict[Path, list[str]] = {}
+    for folder in folders:
+        path = Path(folder).resolve()
+        name = re.sub(r"[-_]?seed[-_]?\d+$", "", path.name)
+        groups.setdefault(path.parent / name if name else path.parent, []).append(folder)
+    names = [path.name for path in groups]
+    return {
+        p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f
+        for p, f in groups.items()
+    }
+
+
+def load(arguments: list[str]) -> dict[str, list[Run]]:
+    """label -> seeds, of arguments [LABEL=]FOLDER and [LABEL=]FILE.jsonl[:NAME,NAME]."""
+    runs: dict[str, list[Run]] = {}
+    plain = []  # folders without a label, to be grouped
+    for argument in arguments:
+        label, equals, path = argument.partition("=")
+        if not equals or Path(argument).exists():
+            label, path = "", argument
+        file, _, names = path.partition(".jsonl:")
+        if names or path.endswith(".jsonl"):
+            found = read_experiment(f"{file.removesuffix('.jsonl')}.jsonl")
+            for name in names.split(",") if names else found:
+                if name not in found:
+                    raise ValueError(f"{path}: has no run {name}; it has {', '.join(found)}.")
+                runs.setdefault(label or name, []).extend(found[name])
+        elif label:
+            runs.setdefault(label, []).append(read_run(path))
+        else:
+            plain.append(path)
+    for label, folders in group_by_label(plain).items():
+        runs.setdefault(label, []).extend(map(read_run, folders))
+    return runs
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+def value_at(rows: Iterable[dict], rollouts: float, key: str = "eval/pass@1") -> float:
+    """After so many rollouts, on the line between two evaluations; at most the last one."""
+    points = [(row["rollouts"], row[key]) for row in rows if key in row]
+    return float(np.interp(rollouts, *zip(*points, strict=True)))
+
+
+def spread(values: list[float]) -> str:
+    """Mean [lowest, highest] of the seeds."""
+    mean, low, high = (f"{v:.1f}" for v in (fmean(values), min(values), max(values)))
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
+
+
+def cost_to(runs: list[list[dict]], percent: float) -> str:
+    """Mean rollouts / gradient steps / seconds until the first evaluation at or above the mark."""
+    found = [
+        next((row for row in rows if 100 * row.get("eval/pass@1", -1) >= percent), None)
+        for rows in runs
+    ]
+    if None in found:
+        return f"{len(found) - found.count(None)} of {len(found)} seeds"
+    keys = ("rollouts", "gradient_steps", "seconds")
+    return "{:,.0f} / {:,.0f} / {:.0f} s".format(*(fmean(r[key] for r in found) for key in keys))
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def table(
+    runs: dict[str, list[Run]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)
+) -> str:
+    """pass@1 [%] of the base model, after `at` rollouts and at the end; cost_to each mark."""
+    at_column = [f"at {at:,} rollouts"] if at else []
+    heads = ["run", "seeds", "base", *at_column, "end", *(f"to {mark} %" for mark in marks)]
+    lines = []
+    for label, seeds in runs.items():
+        rows = [[row for _, row in sorted(run.items())] for run, _ in seeds]
+        percent = [[100 * row["eval/pass@1"] for row in of if "eval/pass@1" in row] for of in rows]
+        if not all(percent):
+            raise ValueError(f"{label}: a run without evaluations has no row in the table.")
+        line = [label, str(len(seeds)), spread([p[0] for p in percent])]
+        if at:
+            line.append(spread([100 * value_at(of, at) for of in rows]))
+        line.append(f"{spread([p[-1] for p in percent])} ({rows[0][-1]['rollouts']:,} rollouts)")
+        lines.append(line + [cost_to(rows, mark) for mark in marks])
+    return markdown(heads, lines)
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
 def reincarnation(config: dict, rows: Rows) -> int | None:
-    """The step at which the run reincarnated, if it got there."""
+    """The last mixing step T, if the run went on beyond it."""
     step = config.get("reincarnation_step") or 0
-    return step if 0 < step <= max(rows) else None
+    return step if 0 < step < max(rows) else None
 
 
 def curve(rows: Rows, x: str, y: str, scale: float = 1) -> dict[int, tuple[float, float]]:
@@ -123,16 +233,10 @@ def curve(rows: Rows, x: str, y: str, scale: float = 1) -> dict[int, tuple[float
 
 
 def draw(
-    ax,
-    runs: list[Rows],
-    x: str,
-    y: str,
-    scale: float,
-    colour: str,
-    style: str = "-",
+    ax, runs: list[Rows], x: str, y: str, scale: float, colour: str, style: str = "-",
     mark: int | None = None,
-) -> bool:
-    """One line: the mean of the seeds over their common steps. Whether there was anything to draw."""
+) -> bool:  # fmt: skip
+    """One line: the mean of the seeds over their common steps. False: nothing to draw."""
     curves = [c for c in (curve(rows, x, y, scale) for rows in runs) if c]
     if not curves:
         return False
@@ -144,173 +248,125 @@ def draw(
     high = [max(c[s][1] for c in curves) for s in common]
     if len(runs) == 1 and y == "eval/pass@1":
         half = [scale * (runs[0][s].get("eval/pass@1_ci") or 0) for s in common]
-        low, high = (
-            [a - h for a, h in zip(ys, half, strict=True)],
-            [a + h for a, h in zip(ys, half, strict=True)],
-        )
+        low = [a - h for a, h in zip(ys, half, strict=True)]
+        high = [a + h for a, h in zip(ys, half, strict=True)]
     ax.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(xs, ys, style, color=colour, lw=1.6, marker="o" if len(xs) == 1 else None, ms=4)
     for c in curves:  # seeds that went on longer
         tail = [c[s] for s in c if s >= common[-1]]
         if len(tail) > 1:
             ax.plot(*zip(*tail, strict=True), style, color=colour, lw=0.7, alpha=0.7)
-    if mark is not None and common[0] <= mark <= common[-1]:
-        at = max(s for s in common if s <= mark)
-        i = common.index(at)
-        j = min(i + 1, len(common) - 1)
-        part = (
-            (mark - at) / (common[j] - at) if j > i else 0.0
-        )  # between two evaluations the mark is interpolated
-        point = [v[i] + part * (v[j] - v[i]) for v in (xs, ys)]
+    if mark is not None and common[0] <= mark <= common[-1]:  # on the line between two evaluations
+        point = [np.interp(mark, common, values) for values in (xs, ys)]
         ax.plot(*point, "o", mfc="white", mec=colour, mew=1.6, ms=6, zorder=5)
     return True
 
 
-def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
-    """runs: label -> run folders (its seeds). Writes the figure."""
+def draw_panel(ax, panel: Panel, runs: dict[str, list[Run]]) -> None:
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(runs)}
+    rows = {label: [rows for rows, _ in seeds] for label, seeds in runs.items()}
+    present = {key for of in rows.values() for run in of for row in run.values() for key in row}
+    field = next((field for field in panel.y if field in present), next(iter(panel.y)))
+    ages = []
+    for age, style in enumerate(AGE_STYLES if panel.by_age else AGE_STYLES[:1]):
+        drawn = [
+            draw(
+                ax, rows[label], panel.x, f"{field}/age{age}" if panel.by_age else field,
+                panel.scale, colours[label], style,
+                None if panel.by_age else reincarnation(seeds[0][1], seeds[0][0]),
+            )
+            for label, seeds in runs.items()
+        ]  # fmt: skip
+        ages += [age] if any(drawn) else []
+    ax.set_title(panel.title, loc="left", fontweight="bold")
+    ax.set_xlabel(X_LABELS[panel.x])
+    ax.set_ylabel(panel.y[field])
+    ax.grid(axis="y", color="0.9", lw=0.7)
+    ax.set_axisbelow(True)
+    if not ages:
+        ax.set_xticks([]), ax.set_yticks([])
+        ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.5")
+        return
+    ax.set_xlim(left=0)
+    ax.set_ylim(*panel.limits)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v == int(v) else f"{v:g}")
+    if panel.by_age:
+        names = {0: "fresh", 1: "1 step old"}
+        handles = [
+            Line2D(
+                [], [], color="0.3", ls=AGE_STYLES[age], label=names.get(age, f"{age} steps old")
+            )
+            for age in ages
+        ]
+        ax.legend(handles=handles, frameon=False, fontsize=8, loc="best")
+
+
+def draw_runs(
+    runs: dict[str, list[Run]],
+    out_png: str | Path,
+    panels: Iterable[str] = DEFAULT,
+    title: str = "",
+) -> None:
+    """The figure of runs that are read already."""
     if not runs:
         raise ValueError("no runs given; name at least one run folder.")
-    loaded = {label: [read_run(folder) for folder in folders] for label, folders in runs.items()}
-    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(loaded)}
-    metrics = {label: [rows for rows, _ in seeds] for label, seeds in loaded.items()}
-    marks = {label: reincarnation(seeds[0][1], seeds[0][0]) for label, seeds in loaded.items()}
-    present = {
-        key for seeds in metrics.values() for rows in seeds for row in rows.values() for key in row
-    }
-
+    panels = [PANELS[name] for name in panels]
     plt.rcParams.update(
         {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
     )
-    figure, axes = plt.subplots(2, 3, figsize=(11.5, 6.6), layout="constrained")
-    for ax, (title, x, x_label, fields, y_label, scale) in zip(axes.flat[:5], PANELS, strict=True):
-        field = next((f for f in fields if f in present), fields[0])
-        drawn = [draw(ax, metrics[m], x, field, scale, colours[m], mark=marks[m]) for m in metrics]
-        finish(ax, title, x_label, y_label.format(NAMES[field]), any(drawn))
-        if any(drawn):
-            ax.set_ylim(0, 103 if scale == 100 else None)
-    ax, ages = axes.flat[5], []
-    for age in range(AGES):
-        drawn = [
-            draw(ax, metrics[m], "step", f"ess/age{age}", 1, colours[m], AGE_STYLES[age])
-            for m in metrics
-        ]
-        ages += [age] if any(drawn) else []
-    finish(
-        ax,
-        "Effective sample size by data age",
-        "training step",
-        "ess, share of the tokens",
-        bool(ages),
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    width = 11.5 if columns == 3 else 4.6 * columns
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(width, 3.3 * lines), layout="constrained", squeeze=False
     )
-    if ages:
-        ax.set_ylim(0, 1.03)
-        names = {0: "fresh"} | {age: f"{age} step{'s' * (age > 1)} old" for age in range(1, AGES)}
-        lines = [Line2D([], [], color="0.3", ls=AGE_STYLES[age], label=names[age]) for age in ages]
-        ax.legend(handles=lines, frameon=False, fontsize=8, loc="best")
-
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        draw_panel(ax, panel, runs)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
     handles = [
-        Line2D([], [], color=colours[m], lw=2, label=f"{m} ({len(s)} seeds)" if len(s) > 1 else m)
-        for m, s in runs.items()
-    ]
-    if any(mark is not None for mark in marks.values()):
-        handles.append(
-            Line2D(
-                [], [], ls="", marker="o", mfc="white", mec="0.3", mew=1.6, label="reincarnation"
-            )
-        )
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=2,
+               label=f"{label} ({len(seeds)} seeds)" if len(seeds) > 1 else label)
+        for i, (label, seeds) in enumerate(runs.items())
+    ]  # fmt: skip
+    if any(reincarnation(seeds[0][1], seeds[0][0]) for seeds in runs.values()):
+        mark = dict(ls="", marker="o", mfc="white", mec="0.3", mew=1.6)
+        handles.append(Line2D([], [], **mark, label="reincarnation"))
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(len(handles), 5), frameon=False
-    )
+        handles=handles, loc="outside upper left", frameon=False,
+        ncols=min(len(handles), 5 if columns == 3 else 2 * columns),
+        title=title or None, title_fontproperties=dict(weight="bold", size=11), alignment="left",
+    )  # fmt: skip
     figure.savefig(out_png, dpi=150)
     plt.close(figure)
 
 
-def finish(ax, title: str, x_label: str, y_label: str, drawn: bool) -> None:
-    ax.set_title(title, loc="left", fontweight="bold")
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    ax.grid(axis="y", color="0.9", lw=0.7)
-    ax.set_axisbelow(True)
-    if drawn:
-        ax.set_xlim(left=0)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v == int(v) else f"{v:g}")
-    else:
-        ax.set_xticks([]), ax.set_yticks([])
-        ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.5")
-
-
-def group_by_label(folders: list[str]) -> dict[str, list[str]]:
-    """NAME-seed0, NAME-seed1 … under NAME, so one line; the parent's name is added where two would clash."""
-    groups: dict[Path, list[str]] = {}
-    for folder in folders:
-        path = Path(folder).resolve()
-        name = re.sub(r"[-_]?seed[-_]?\d+$", "", path.name)
-        groups.setdefault(path.parent / name if name else path.parent, []).append(folder)
-    names = [path.name for path in groups]
-    return {
-        p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}": f
-        for p, f in groups.items()
-    }
-
-
-def table(
-    runs: dict[str, list[str | Path]],
-    at: int | None = None,
-    marks: tuple[int, ...] = (60, 70, 80, 85, 90),
-) -> str:
-    """A Markdown table of runs: per label the mean and [min, max] over its seeds of pass@1 in percent, of the base model,
-    after `at` rollouts (the last evaluation before or at that count) and at the end; and the mean rollouts, gradient
-    steps and seconds until pass@1 first reached each mark, "–" where a seed never did."""
-
-    def spread(values: list[float]) -> str:
-        return f"{fmean(values):.1f} [{min(values):.1f}, {max(values):.1f}]"
-
-    at_column = [f"at {at:,} rollouts"] if at else []
-    heads = ["run", "seeds", "base", *at_column, "end", *(f"to {mark} %" for mark in marks)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for label, folders in runs.items():
-        seeds = [
-            [row for _, row in sorted(read_run(f)[0].items()) if "eval/pass@1" in row]
-            for f in folders
-        ]
-        percent = [[100 * row["eval/pass@1"] for row in rows] for rows in seeds]
-        cells = [label, str(len(seeds)), spread([p[0] for p in percent])]
-        if at:
-            reached = [
-                [100 * r["eval/pass@1"] for r in rows if r["rollouts"] <= at][-1] for rows in seeds
-            ]
-            cells.append(spread(reached))
-        cells.append(f"{spread([p[-1] for p in percent])} ({seeds[0][-1]['rollouts']:,} rollouts)")
-        for mark in marks:
-            first = [
-                next((row for row in rows if 100 * row["eval/pass@1"] >= mark), None)
-                for rows in seeds
-            ]
-            if None in first:
-                cells.append("–")
-                continue
-            rollouts, steps, seconds = (
-                fmean(r[k] for r in first) for k in ("rollouts", "gradient_steps", "seconds")
-            )
-            cells.append(f"{rollouts:,.0f} / {steps:,.0f} / {seconds:.0f} s")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def plot_runs(runs: dict[str, list[str | Path]], out_png: str | Path) -> None:
+    """runs: label -> run folders (its seeds). Writes the figure."""
+    draw_runs({label: [read_run(folder) for folder in of] for label, of in runs.items()}, out_png)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder (with metrics.jsonl)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="[LABEL=]FOLDER of a run, or [LABEL=]FILE.jsonl[:NAME,...] of runs/",
+    )  # fmt: skip
     parser.add_argument("--out", default="curve.png", help="the figure (default: %(default)s)")
+    parser.add_argument(
+        "--panel", action="append", choices=PANELS, help="only this one; several times for several"
+    )
+    parser.add_argument("--title", default="", help="above the figure")
     parser.add_argument("--table", action="store_true", help="print a Markdown table too")
     parser.add_argument(
         "--at", type=int, help="with --table: a column of pass@1 after so many rollouts"
     )
     args = parser.parse_args(argv)
     try:
-        runs = group_by_label(args.runs)
-        plot_runs(runs, args.out)
+        runs = load(args.runs)
+        draw_runs(runs, args.out, args.panel or DEFAULT, args.title)
         if args.table:
             print(table(runs, args.at))
     except ValueError as error:

@@ -1,6 +1,6 @@
 """One rank against two on the cores of this machine, at one thread a rank: seconds of a step and the ratio of the step rates.
 
-    python benchmarks/ranks.py --out runs/benchmarks/ranks.json > runs/benchmarks/ranks.md
+    python benchmarks/ranks.py --out benchmarks/results/ranks.json > benchmarks/results/ranks.md
 
 `remix.py` as a user runs it (`torchrun --nproc_per_node`), in alternation; the seconds of a step are those of metrics.jsonl.
 embedded: the embedded model and task, 1,024 responses a step. 100M: vs_trl.py's random model with uneven responses, 16 a

@@ -559,7 +559,7 @@ def main() -> None:
         "--quick", action="store_true", help="few steps, one repeat, one setting of the grid"
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "runs/benchmarks/vs_trl.json", help="raw numbers"
+        "--out", type=Path, default=ROOT / "benchmarks/results/vs_trl.json", help="raw numbers"
     )
     options = parser.parse_args()
     unknown = set(options.settings.split(",")) - {"embedded", "uneven", "canned"}

@@ -132,7 +132,8 @@ def test_reincarnation_is_marked_between_evaluations(tmp_path, axes):
     rows, config = read_run(make_run(tmp_path / "run", [0.1, 0.2, 0.4], config=config))
     assert reincarnation(config, rows) == 3
     assert reincarnation({"reincarnation_step": 0}, rows) is None
-    assert reincarnation({"reincarnation_step": 5}, rows) is None  # not reached
+    for beyond in (4, 5):  # the run has 4 steps: none came after T
+        assert reincarnation({"reincarnation_step": beyond}, rows) is None
     assert reincarnation({}, rows) is None
     draw(axes, [rows], "rollouts", "eval/pass@1", 100, "C0", mark=3)
     mark = next(line for line in axes.lines if line.get_linestyle() == "None")
@@ -161,7 +162,7 @@ def test_figure_of_several_runs(tmp_path, monkeypatch):
     (figure,) = figures
     assert written(tmp_path / "curve.png")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == [panel[0] for panel in plot.PANELS] + ["Effective sample size by data age"]
+    assert titles == [plot.PANELS[name].title for name in plot.DEFAULT]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["remix (2 seeds)", "ppo", "reincarnation"]
     assert [t.get_text() for t in figure.axes[5].get_legend().get_texts()] == [
@@ -218,7 +219,69 @@ def test_table_means_and_first_crossings(tmp_path):
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = sorted(str(f) for f in tmp_path.iterdir())
-    line = plot.table(plot.group_by_label(folders), at=150, marks=(60, 80)).splitlines()[-1]
-    assert line == (
-        "| a | 2 | 30.0 [20.0, 40.0] | 57.5 [50.0, 65.0] | 80.0 [70.0, 90.0] (200 rollouts) | 150 / 15 / 3 s | – |"
+    line = plot.table(plot.load(folders), at=150, marks=(60, 80)).splitlines()[-1]
+    assert line == (  # at 150: on the line between the evaluations at 100 and 200
+        "| a | 2 | 30.0 [20.0, 40.0] | 68.8 [60.0, 77.5] | 80.0 [70.0, 90.0] (200 rollouts) "
+        "| 150 / 15 / 3 s | 1 of 2 seeds |"
     )
+
+
+def test_value_at_is_on_the_line_between_evaluations_and_at_most_the_last():
+    rows = [{"rollouts": x} | y for x, y in [(0, {"a": 1.0}), (50, {}), (100, {"a": 2.0})]]
+    assert [plot.value_at(rows, x, "a") for x in (0, 25, 50, 100, 999)] == [1, 1.25, 1.5, 2, 2]
+
+
+def experiment(path: Path) -> Path:
+    """Two seeds of a, one of b; b has no beta, and its second step no accuracy."""
+    shared = dict(config=dict(steps=1, beta=0.1))
+    values = [("a", 0, [0.1, 0.5]), ("a", 1, [0.3, 0.7]), ("b", 0, [0.2, None])]
+    lines = []
+    for name, seed, accuracy in values:
+        line = dict(name=name, seed=seed, commit="c", command="")
+        line["config"] = dict(beta=None) if name == "b" else {}
+        line["metrics"] = {"step": [0, 1], "rollouts": [0, 8], "eval/pass@1": accuracy}
+        lines.append(line)
+    path.write_text("\n".join(map(json.dumps, [shared, *lines])))
+    return path
+
+
+def test_an_experiment_is_runs_by_name(tmp_path):
+    runs = plot.read_experiment(experiment(tmp_path / "x.jsonl"))
+    assert {name: len(seeds) for name, seeds in runs.items()} == {"a": 2, "b": 1}
+    rows, config = runs["a"][1]
+    assert rows == {
+        0: {"step": 0, "rollouts": 0, "eval/pass@1": 0.3},
+        1: {"step": 1, "rollouts": 8, "eval/pass@1": 0.7},
+    }
+    assert config == {"steps": 1, "beta": 0.1, "seed": 1, "git_commit": "c"}
+    rows, config = runs["b"][0]
+    assert rows[1] == {"step": 1, "rollouts": 8} and "beta" not in config
+
+
+def test_arguments_are_folders_and_files_with_or_without_a_label(tmp_path):
+    file, run = experiment(tmp_path / "x.jsonl"), make_run(tmp_path / "own-seed0", [0.1, 0.2])
+
+    def counts(*arguments):
+        return {label: len(seeds) for label, seeds in plot.load(list(arguments)).items()}
+
+    assert counts(str(file), run) == {"a": 2, "b": 1, "own": 1}
+    assert counts(f"{file}:b") == {"b": 1}
+    assert counts(f"Mine={file}:a,b", f"Other={run}") == {"Mine": 3, "Other": 1}
+    with pytest.raises(ValueError, match="has no run c; it has a, b"):
+        plot.load([f"{file}:c"])
+    with pytest.raises(ValueError, match="is not a file of runs/collect.py"):
+        plot.load([str(tmp_path / "own-seed0" / "metrics.jsonl")])
+
+
+def test_a_slide_is_one_panel_with_a_title(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    file = experiment(tmp_path / "x.jsonl")
+    out = tmp_path / "slide.png"
+    plot.main([f"ReMix={file}:a", "--panel", "rollouts", "--title", "Mine", "--out", str(out)])
+    monkeypatch.undo()
+    (figure,) = figures
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Accuracy against rollouts"]
+    assert figure.legends[0].get_title().get_text() == "Mine" and out.stat().st_size > 10_000
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ReMix (2 seeds)"]
+    plt.close(figure)
