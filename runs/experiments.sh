@@ -162,7 +162,7 @@ one_run() { # EXPERIMENT NAME SEED FLAGS...
 export -f one_run
 
 [ -n "${DRY:-}" ] || bash install.sh
-losses=$(.venv/bin/python -c "from siblings import SIBLINGS; print(*SIBLINGS)")
+losses=$(.venv/bin/python -c "from siblings import LOSSES; print(*LOSSES)")
 if [ -z "${DRY:-}" ]; then
   mkdir -p "${equals%/*}" && printf '{problem} =' > "$equals"
   # the base model once, not by every run

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import loss  # noqa: E402
 from plot import COLOURS, Run, cost_to, draw_runs, markdown, read_experiment, spread  # noqa: E402
 from plot import value_at as at  # noqa: E402
-from siblings import SIBLINGS  # noqa: E402
+from siblings import LOSSES  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FIGURES, RESULTS = ROOT / "docs" / "figures", ROOT / "benchmarks" / "results"
@@ -88,7 +88,7 @@ WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prom
 OTHERS = {
     "methods/remix-grpo": "**ReMix-GRPO** (five seeds)",
     "methods/grpo": "GRPO (five seeds)",
-    **{f"siblings/loss-{name}": f"`--loss {name}` ({SIBLINGS[name].source})" for name in SIBLINGS},
+    **{f"siblings/loss-{name}": f"`--loss {name}` ({LOSSES[name].source})" for name in LOSSES},
     "siblings/replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
     "siblings/replay-on_policyness": "`--replay on_policyness --replay_window 5`",
     "siblings/replay-repo": "`--replay repo`, 32 problems",
