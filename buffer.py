@@ -65,8 +65,8 @@ class Response:
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata}
 
     def __getstate__(self) -> dict:
-        """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty times
-        an array's."""
+        """For the exchange between ranks: a tensor's own pickling is a whole torch.save, fifty
+        times an array's."""
         return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     def __setstate__(self, state: dict) -> None:
@@ -100,7 +100,7 @@ class Entry:
     group: Group | None  # None on the ranks that do not hold it
 
 
-# ------------------------------------------------------------------------------ ReMix's way to replay
+# ---------------------------------------------------------------------------- ReMix's way to replay
 
 
 def next_problems(buffer: "Buffer", count: int, upcoming: Callable) -> list[int]:
@@ -136,13 +136,15 @@ class Replay(NamedTuple):
     #   score(): for each entry its responses' log-probs under pi_k, a forward pass over the buffer
 
 
+REMIX = Replay()
+
 # --------------------------------------------------------------------------------------- the buffer
 
 
 class Buffer:
     """The stored groups. window: N; rank, ranks: which share lies here."""
 
-    def __init__(self, window: int, replay: Replay = Replay(), rank: int = 0, ranks: int = 1):
+    def __init__(self, window: int, replay: Replay = REMIX, rank: int = 0, ranks: int = 1):
         self.window, self.replay, self.rank, self.ranks = window, replay, rank, ranks
         self.entries: list[Entry] = []  # oldest first
         self.failed: deque[int] = deque()  # buffer_matters: problems whose last group was all wrong

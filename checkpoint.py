@@ -132,9 +132,8 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
     """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then
     renamed."""
     rank = dist.get_rank()
-    weights = {
-        name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)
-    }  # all ranks gather
+    # all ranks gather
+    weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
     if rank == 0:
         if policy.lm.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
@@ -174,7 +173,8 @@ def main(run: str, folder: str = "") -> None:
     saved = latest(Path(run))
     if saved is None:
         sys.exit(
-            f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run (--save_every says when)"
+            f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
+            "(--save_every says when)"
         )
     name = json.loads(Path(run, "config.json").read_text())["model"]
     if name.split(":")[0] == "tiny":

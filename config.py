@@ -1,7 +1,8 @@
 """Every flag of remix.py: name, default, unit, source; the recipes; the checks of bad input.
 
     python remix.py --help                       the comments below are the help
-    python config.py --recipe 7b --algo grpo     the command that a recipe stands for, without running it
+    python config.py --recipe 7b --algo grpo     the command that a recipe stands for, without
+    running it
 
 The defaults are the paper's ReMix-PPO at 1.5B. Nothing slow is imported before the flags are read.
 """
@@ -28,7 +29,8 @@ class Config:
 
     # Run and data
     recipe: str = ""  # settings to start from, which other flags override: tiny, 1.5b, 7b or 32b
-    # run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/ [out/RECIPE-ALGO-seedN]
+    # run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/
+    # [out/RECIPE-ALGO-seedN]
     out: str = ""
     # base model: hub name, local folder, or 'tiny[:SETTING=VALUE,...]', the embedded one (paper,
     # experimental setup)
@@ -67,8 +69,8 @@ class Config:
     kl_convex: str = "schedule"
     # pi_{k-1}: 'previous' = weights at the start of the previous step, 'current' = pi_k
     precedent: Literal["previous", "current"] = "previous"
-    # T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (policy reincarnation: 50 or
-    # 100, 50 for grpo)
+    # T, last mixing step; then pi_base <- pi_T and on-policy; 0 = never (policy reincarnation: 50
+    # or 100, 50 for grpo)
     reincarnation_step: int = 50
 
     # What is not ReMix, for comparison: siblings.py
@@ -85,8 +87,8 @@ class Config:
     clip_eps: float = 0.2
     geppo_clip: bool = False  # divide eps by sum_i nu_i (i + 1), the batch's mean age + 1 (GePPO)
     kl_coef: float = 0.001  # beta, weight of the KL constraint; 0 = none (TinyZero / DeepScaleR)
-    # KL estimator; exact: over the whole vocabulary, a chunk of tokens at a time; holds the anchors'
-    # hidden states in host memory, 4 H bytes a token
+    # KL estimator; exact: over the whole vocabulary, a chunk of tokens at a time; holds the
+    # anchors' hidden states in host memory, 4 H bytes a token
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
     # c, entropy bonus [0.001 for ppo, 0 for grpo] (TinyZero / DeepScaleR)
     entropy_coef: float | None = None
@@ -270,8 +272,9 @@ def check_config(cfg: Config) -> None:
         *in_range(0, "kl_coef weight_decay"),
         *above_zero("clip_eps value_clip grad_clip lr critic_lr temperature eval_temperature"),
         *in_range(0, "gamma gae_lambda", 1),
-        (cfg.mini_batch > 0 and P % cfg.mini_batch == 0, "mini_batch", f"does not divide --prompts_per_step {P}; take a "
-         f"divisor of it, {math.gcd(P, cfg.mini_batch)} say"),
+        (cfg.mini_batch > 0 and P % cfg.mini_batch == 0, "mini_batch",
+         f"does not divide --prompts_per_step {P}; take a divisor of it, "
+         f"{math.gcd(P, cfg.mini_batch)} say"),
         (0 <= p < 1, "off_policy_ratio", "must be in [0, 1): some of the batch has to be fresh"),
         (P * (1 - Fraction(str(p))) >= 1, "off_policy_ratio",
          f"leaves no fresh prompt of {P}; lower it"),

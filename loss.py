@@ -1,7 +1,8 @@
 """Every term of the ReMix objective (arXiv 2507.06892) as a pure function of tensors. No config, no
 model, no state.
 
-The whole loss of a step t, with reincarnation at step T (remix.py adds it up, `token_mean` reduces):
+The whole loss of a step t, with reincarnation at step T (remix.py adds it up, `token_mean`
+reduces):
 
     t <= T:  L_MixPPG - c H(pi_theta) + beta L_KLC(pi_base)    replayed and fresh data, m passes
     t >  T:  L_PPO    - c H(pi_theta) + beta L_KLC(pi_T)       fresh data only, one pass; the same
@@ -35,7 +36,8 @@ from torch import Tensor
 def mix_ppg(
     logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, clip_eps: float
 ) -> Tensor:
-    """Mix-policy proximal policy gradient; GePPO's objective (Queeney et al. 2021). (B, T) -> (B, T)
+    """Mix-policy proximal policy gradient; GePPO's objective (Queeney et al. 2021). (B, T) -> (B,
+    T)
 
     The clip band sits around c = pi_k / pi_b, so the trust region is around the current policy
     pi_k, whichever policy sampled the data. On fresh data c = 1 and this is PPO's clipped loss.

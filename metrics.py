@@ -74,7 +74,8 @@ TERMS = "policy_loss kl entropy value_loss tokens".split()
 
 class Log:
     """Collects a step's numbers and writes them. A step: start, phase by phase, for every micro-
-    batch `add`, for every mini-batch `mini_batch`, `reduce` and `updated`, then `row` and `write`."""
+    batch `add`, for every mini-batch `mini_batch`, `reduce` and `updated`, then `row` and
+    `write`."""
 
     def __init__(self, cfg: Config, done: int, device: str):
         self.cfg, self.device, self.main = cfg, device, dist.get_rank() == 0
@@ -206,7 +207,7 @@ class Log:
         self.bar.update()
 
 
-# ------------------------------------------------------------------------------------ files of a run
+# ----------------------------------------------------------------------------------- files of a run
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -16,14 +16,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import parallel
 from parallel import Batch
 
-# ----------------------------------------------------------------------- the head, a chunk at a time
+# ---------------------------------------------------------------------- the head, a chunk at a time
 
-LOGITS_PER_CHUNK = (
-    2**27
-)  # held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB float32
-LOGITS_PER_PART = (
-    2**18
-)  # in float32 math at a time: 1 MiB, so its temporaries stay in a CPU's cache
+# Held at a time: 883 rows at Qwen's vocabulary of 151,936, 512 MiB float32
+LOGITS_PER_CHUNK = 2**27
+# In float32 math at a time: 1 MiB, so its temporaries stay in a CPU's cache
+LOGITS_PER_PART = 2**18
 LOGITS_PER_PART_GPU = 2**25  # 128 MiB: few launches
 
 
@@ -36,14 +34,14 @@ class Anchor(NamedTuple):
 
 
 class TokenTerms(torch.autograd.Function):
-    """Log-prob of the label, entropy, and the exact KL to each anchor, (N,) each, with gradients, of
-    p = softmax(logits / temperature), logits = rows weight^T + bias.
+    """Log-prob of the label, entropy, and the exact KL to each anchor, (N,) each, with gradients,
+    of p = softmax(logits / temperature), logits = rows weight^T + bias.
 
     rows (N, H), weight (V, H), bias (V,) or None, labels (N,) -> logp, H, KL_1, KL_2, ... float32.
     The logits (N, V) never exist as a whole: a buffer holds those of a chunk of rows, as the head's
-    dtype has them (each anchor has one too, all of them together LOGITS_PER_CHUNK), and float32 math
-    goes through it in small parts. The backward pass computes the logits again (the last chunk's are
-    still there) and turns them in place into the gradient:
+    dtype has them (each anchor has one too, all of them together LOGITS_PER_CHUNK), and float32
+    math goes through it in small parts. The backward pass computes the logits again (the last
+    chunk's are still there) and turns them in place into the gradient:
         d logp / d logits = (onehot(label) - p) / temperature
         d H    / d logits = -p (log p + H) / temperature
         d KL_a / d logits =  p (log p - log q_a - KL_a) / temperature
@@ -160,15 +158,15 @@ class Policy(nn.Module):
         self.lm, self.temperature = lm, temperature
 
     def forward(self, x: Batch, heads: dict[str, tuple] | None = None, states: bool = False):
-        """-> logp, entropy (B, T) of the response tokens, float32 nats, 0 where the mask is; and the
-        exact KL (B, T) to each anchor of `heads`, which holds their output layers (`whole_head`).
-        states: their last hidden states instead, (B, T, H), which is what x.anchors then wants.
+        """-> logp, entropy (B, T) of the response tokens, float32 nats, 0 where the mask is; and
+        the exact KL (B, T) to each anchor of `heads`, which holds their output layers
+        (`whole_head`). states: their last hidden states instead, (B, T, H), which is what x.anchors
+        then wants.
         """
         hidden = hidden_states(self.lm.base_model, x)  # (B, L, H)
         where = x.mask.nonzero(as_tuple=True)
-        rows = hidden[
-            where[0], x.index[where]
-        ]  # (N, H): only response tokens pass through the head
+        # (N, H): only response tokens pass through the head
+        rows = hidden[where[0], x.index[where]]
         if states:
             return rows.new_zeros(*x.mask.shape, rows.shape[-1]).index_put(where, rows)
         anchors = tuple(
@@ -183,7 +181,8 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """V(prefix) before each response token: the model's trunk and a linear head that starts at 0."""
+    """V(prefix) before each response token: the model's trunk and a linear head that starts at
+    0."""
 
     def __init__(self, trunk: nn.Module):
         super().__init__()
@@ -204,8 +203,8 @@ def load_model(
     frozen: bool = False, checkpointing: bool = False, attention: str = "sdpa", shard: str = "node",
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in
-    `dtype`; frozen ones are stored in `dtype`. Rank 0 alone reads the weights where they are sharded
-    (parallel.shard); a float32 model on CPU that is not sharded is a plain module."""
+    `dtype`; frozen ones are stored in `dtype`. Rank 0 alone reads the weights where they are
+    sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module."""
     compute = getattr(torch, dtype)
     auto = AutoModelForCausalLM if kind is Policy else AutoModel
     how = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)

@@ -88,7 +88,7 @@ def on_every_rank(check: Callable, *args):
     return result
 
 
-# -------------------------------------------------------------------------------------- a micro-batch
+# ------------------------------------------------------------------------------------ a micro-batch
 
 
 @dataclass
@@ -153,7 +153,7 @@ def collate_for_update(responses: list[Response], step: int) -> Batch:
     return x
 
 
-# ------------------------------------------------------------------------------ dealing, frozen passes
+# --------------------------------------------------------------------------- dealing, frozen passes
 
 MICRO_BATCH_COST = 128  # tokens: what one costs by itself, in launches, collectives and Python
 
@@ -161,13 +161,13 @@ MICRO_BATCH_COST = 128  # tokens: what one costs by itself, in launches, collect
 def deal(lengths: list[int], budget: int, world: int) -> list[list[list[int]]]:
     """Deal samples to ranks; cut the shares into micro-batches of similar length, all ranks alike.
 
-    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes alone).
-    With FSDP a layer waits for all ranks, so what counts is the longest of the k-th micro-batches:
-    neighbours by length go to different ranks, and every rank is cut at the same places. The cuts
-    are those of the fewest padded tokens, a micro-batch counting as MICRO_BATCH_COST more.
-    -> for each rank its micro-batches (lists of indices); as many for every rank, some may be empty:
-    FSDP's collectives need every rank to run each of them. Depends on its arguments alone, so all
-    ranks agree without talking.
+    lengths: tokens of each sample; budget: padded tokens a micro-batch (a longer sample goes
+    alone). With FSDP a layer waits for all ranks, so what counts is the longest of the k-th
+    micro-batches: neighbours by length go to different ranks, and every rank is cut at the same
+    places. The cuts are those of the fewest padded tokens, a micro-batch counting as
+    MICRO_BATCH_COST more. -> for each rank its micro-batches (lists of indices); as many for every
+    rank, some may be empty: FSDP's collectives need every rank to run each of them. Depends on its
+    arguments alone, so all ranks agree without talking.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     hands = [order[n : n + world] for n in range(0, len(order), world)]  # one for each rank
@@ -222,9 +222,8 @@ def frozen_pass(
     sizes = [len(r.tokens) for r in responses]
     flat = None  # all responses end to end, 0 where another rank computes
     for indices in my_share(responses, budget):
-        x = collate([responses[i] for i in indices or [0]]).to(
-            device
-        )  # [0]: out of work, see above
+        # [0]: out of work, see above
+        x = collate([responses[i] for i in indices or [0]]).to(device)
         rows = model(x, states=True) if states else model(x)
         rows = (rows if isinstance(rows, Tensor) else rows[0]).float().cpu()
         if flat is None:
@@ -239,7 +238,7 @@ def frozen_pass(
     return [result.clone() for result in results]  # on its own: the buffer keeps some for steps
 
 
-# ------------------------------------------------------------------------------------------ gradients
+# ---------------------------------------------------------------------------------------- gradients
 
 
 def backward(loss: Tensor) -> None:
@@ -260,7 +259,7 @@ def clip_gradients(model: nn.Module, most: float) -> float:
     return whole(norm).item()
 
 
-# ------------------------------------------------------------------------------------------- sharding
+# ----------------------------------------------------------------------------------------- sharding
 
 
 def whole(tensor: Tensor) -> Tensor:

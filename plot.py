@@ -106,9 +106,8 @@ def read_experiment(path: str | Path) -> dict[str, list[Run]]:
         shared, *lines = map(json.loads, Path(path).read_text().splitlines())
         runs: dict[str, list[Run]] = {}
         for line in lines:
-            config = (
-                shared["config"] | line["config"]
-            )  # null: a setting that this run does not have
+            # Null: a setting that this run does not have
+            config = shared["config"] | line["config"]
             config |= dict(seed=line["seed"], git_commit=line["commit"])
             columns = line["metrics"]
             rows = {

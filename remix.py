@@ -54,7 +54,7 @@ import loss
 import metrics
 import parallel
 import siblings
-from buffer import Buffer, Group, Replay, Response, fresh_prompts
+from buffer import REMIX, Buffer, Group, Response, fresh_prompts
 from config import Config, check_config, check_out, parse_config
 from data import Problem, describe, load_problems
 from eval import decode, load_tokenizer, reflection_rate, sample, summarize
@@ -63,7 +63,7 @@ from plot import plot_runs
 from reward import Grader
 from rollout import WrongWeights, check_gap, make_engine
 
-# -------------------------------------------------------------------------------- pieces of the loop
+# ------------------------------------------------------------------------------- pieces of the loop
 
 
 def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
@@ -156,7 +156,8 @@ def due(step: int, every: int, last: int) -> bool:
 def evaluate(
     engine, policy: Policy, problems: list[Problem], grader, tokenizer, cfg: Config
 ) -> dict:
-    """eval/...: metrics of the current policy on the held-out problems, the engines sharing them."""
+    """eval/...: metrics of the current policy on the held-out problems, the engines sharing
+    them."""
     if not problems:
         return {}
     engine.sync(full_weights(policy, cfg.dtype))
@@ -169,7 +170,7 @@ def evaluate(
     return {f"eval/{name}": value for name, value in summarize(records, grader).items()}
 
 
-# -------------------------------------------------------------------------------------------- the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 
 def train(
@@ -195,7 +196,9 @@ def train(
     models = dict(policy=policy, critic=critic, base=base, prev=prev, **lag.models)
     models = {name: model for name, model in models.items() if model}
     optimizers = {
-        name: torch.optim.AdamW(models[name].parameters(), lr, weight_decay=cfg.weight_decay, fused=True)
+        name: torch.optim.AdamW(
+            models[name].parameters(), lr, weight_decay=cfg.weight_decay, fused=True
+        )
         for name, lr in dict(policy=cfg.lr, critic=cfg.critic_lr).items() if name in models
     }  # fmt: skip
 
@@ -234,9 +237,8 @@ def train(
 
     def fill(name: str, model, responses: list[Response]) -> None:
         """r.NAME of each: log-probs (a Policy's), values (a Critic's), or an anchor's states."""
-        if (
-            name == "prev" and model is policy and not exact
-        ):  # --precedent current: pi_k's are there
+        # --precedent current: pi_k's are there
+        if name == "prev" and model is policy and not exact:
             rows = [r.logp_k for r in responses]
         else:
             rows = forward(model, responses, states=exact and name in ("base", "prev"))
@@ -256,7 +258,7 @@ def train(
         log.start(step)
         p, m, replay = cfg.off_policy_ratio, cfg.utd_ratio, buffer.replay
         if step > T:
-            p, m, replay = 0, 1, Replay()
+            p, m, replay = 0, 1, REMIX  # plain PPO / GRPO
         lam = loss.kl_convex_weight(cfg.kl_convex, step)  # lambda(t)
 
         # ---------------------------------------------------------- policy reincarnation, once
@@ -326,8 +328,8 @@ def train(
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place
                         policy_loss = sibling.policy_loss(logp, x, facts)
-                    if not exact:
-                        kl = {a: loss.kl(logp, ref, cfg.kl_estimator) for a, ref in x.anchors.items()}
+                    for name, logp_ref in x.anchors.items() if not exact else ():
+                        kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator)
                     klc = loss.kl_convex(lam, **kl) if kl else torch.zeros_like(H)  # L_KLC
                     regulariser = cfg.kl_coef * klc - cfg.entropy_coef * H
                     parallel.backward(policy_loss + loss.token_mean(regulariser, x.mask, n))
@@ -371,7 +373,7 @@ def train(
     engine.close()
 
 
-# --------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def load_data(cfg: Config) -> tuple:

@@ -16,13 +16,14 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from transformers import DynamicCache
+
+from parallel import become_a_rank
 
 
 class Sample(NamedTuple):
@@ -57,18 +58,6 @@ def make_engine(
     return HFEngine(model, dtype)
 
 
-def become_a_rank() -> None:
-    """The variables that torchrun sets, where it did not start this process: a job of one rank, on
-    any free port. torch.distributed wants them, and so does vLLM."""
-    if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-
-
 def quiet_vllm() -> None:
     """Environment that vLLM reads at import: in-process engine, no logs, no compilation on CPU (its
     9 s buy nothing for a model of this size). Variables that the user has set are kept."""
@@ -94,7 +83,9 @@ class VLLMEngine:
         self.gpu = torch.cuda.is_available()
         if self.gpu:
             args = dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
-        else:  # chunked prefill crashes seeded requests on CPU; block_size 32 doubles the speed of shared prefixes
+        else:
+            # Chunked prefill crashes seeded requests on a CPU; blocks of 32 double the speed of
+            # shared prefixes
             args = dict(
                 kv_cache_memory_bytes=1 << 30, enforce_eager=True, block_size=32,
                 enable_chunked_prefill=False, max_num_batched_tokens=max(max_model_len, 8192),
@@ -103,7 +94,8 @@ class VLLMEngine:
         # them back
         env, threads, rng = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
         self.llm = LLM(
-            model, dtype=dtype, max_model_len=max_model_len, seed=0, tensor_parallel_size=tensor_parallel,
+            model, dtype=dtype, max_model_len=max_model_len, seed=0,
+            tensor_parallel_size=tensor_parallel,
             distributed_executor_backend="external_launcher", logprobs_mode="processed_logprobs",
             generation_config="vllm", enable_prefix_caching=True, use_tqdm_on_load=False,
             disable_log_stats=True, **args,
@@ -118,9 +110,8 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Give the GPU memory to the trainer (level 1: weights to the host; level 2 has woken up as
         garbage)."""
-        if (
-            self.gpu and "weights" not in self.asleep
-        ):  # a sync without a rollout has woken the weights alone
+        # A sync without a rollout has woken the weights alone
+        if self.gpu and "weights" not in self.asleep:
             self.llm.sleep(level=1)
             self.asleep = {"weights", "kv_cache"}
 
@@ -156,8 +147,8 @@ class VLLMEngine:
         self.wake("weights", "kv_cache")
         params = [
             self.SamplingParams(
-                n=n, seed=seed, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_tokens,
-                logprobs=0, flat_logprobs=True, detokenize=False,
+                n=n, seed=seed, temperature=temperature, top_p=top_p, top_k=0,
+                max_tokens=max_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
             )
             for seed in seeds
         ]  # fmt: skip
@@ -174,9 +165,8 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free the engine. vLLM destroys the default process group with it: call this last."""
-        self.wake(
-            "weights", "kv_cache"
-        )  # or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
+        # Or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
+        self.wake("weights", "kv_cache")
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -193,7 +183,8 @@ class HFEngine:
             .eval()
             .to(device)
         )
-        self.tokens = tokens  # bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
+        # Bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
+        self.tokens = tokens
         eos, tokenizer_eos = (
             self.lm.generation_config.eos_token_id,
             AutoTokenizer.from_pretrained(model).eos_token_id,
@@ -247,9 +238,8 @@ class HFEngine:
         transformers' own generate keeps them to the end, which costs half as much again on uneven
         lengths."""
         device, width = self.lm.device, max(map(len, prompts))
-        ids = torch.tensor(
-            [[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device
-        )  # flush right
+        # flush right
+        ids = torch.tensor([[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         draws = [
@@ -266,14 +256,15 @@ class HFEngine:
             DynamicCache(config=self.lm.config),
         )
         for t in range(max_tokens):
-            out = self.lm(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
-                          use_cache=True, logits_to_keep=1)  # fmt: skip
+            out = self.lm(
+                input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
             logp = nucleus(
                 torch.log_softmax(out.logits[:, -1].float() / max(temperature, 1e-6), dim=-1), top_p
             )
-            summed = (
-                logp.double().exp().cumsum(-1)
-            )  # the token at which the summed probabilities pass a uniform number
+            # The token at which the summed probabilities pass a uniform number
+            summed = logp.double().exp().cumsum(-1)
             token = torch.searchsorted(summed, uniform[alive, t, None] * summed[:, -1:], right=True)
             token = token.clamp(max=logp.shape[1] - 1)  # rounding could pass the end
             tokens[alive, t], logps[alive, t] = token[:, 0], logp.gather(-1, token)[:, 0]
@@ -330,7 +321,8 @@ def check_gap(
     limit = 1e-4 if dtype == "float32" else 0.05
     if not gap <= limit:
         raise WrongWeights(
-            f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average (limit {limit} in {dtype}): "
-            "the weight sync failed or they do not compute the same distribution; try --engine hf"
+            f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average "
+            f"(limit {limit} in {dtype}): the weight sync failed or they do not compute the same "
+            "distribution; try --engine hf"
         )
     return gap

@@ -1,15 +1,16 @@
 """The one door of what is not ReMix: losses, replays, samplers of related methods, for comparison.
 
     --loss NAME          a function below, and its entry in LOSSES
-    --replay NAME        functions below, and their record in REPLAYS (buffer.Replay says which four)
+    --replay NAME        functions below, and their record in REPLAYS (buffer.Replay says which
+    four)
     --sampler_lag K      a sampler that has the weights of K steps ago: Lag
     --engine_weight      weights for the engine's own error: rescore
 
 Losses. Every one takes the same keywords and leaves out those it does not need. log-probs,
 advantages, mask: (B, T), right-padded, pads 0. logp: trained policy pi_theta; logp_k: pi_k, the
 policy at the start of the step; logp_b: behaviour policy that sampled the response (= logp_k on
-fresh data). It returns nats per token (B, T), not masked, as in loss.py, or per response (B,), where
-a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
+fresh data). It returns nats per token (B, T), not masked, as in loss.py, or per response (B,),
+where a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
 
 [open] = the source does not say, or says two things; our choice is in the docstring of the method.
 Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from buffer import Buffer, Entry, Group, Replay, Response, mean_reward
+from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
 from config import Config
 from loss import grouped, token_mean
 from model import copy_weights
@@ -75,9 +76,8 @@ def clip_higher(
     """DAPO's clip-higher (Yu et al. 2025, arXiv 2503.14476): a wider upper side leaves rare tokens
     room to grow. Its own widths, not clip_eps. (B, T)"""
     ratio = torch.exp(logp - logp_b.detach())
-    return clipped(
-        ratio, advantages, 1 - eps_low, 1 + eps_high
-    )  # -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
+    # -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
+    return clipped(ratio, advantages, 1 - eps_low, 1 + eps_high)
 
 
 def decoupled_ppo(
@@ -88,9 +88,8 @@ def decoupled_ppo(
     width eps in r, this one has width w eps. (B, T)"""
     weight = torch.exp(logp_k - logp_b).detach()  # w = pi_k / pi_b
     ratio = torch.exp(logp - logp_k.detach())  # u = pi_theta / pi_k
-    return weight * clipped(
-        ratio, advantages, 1 - clip_eps, 1 + clip_eps
-    )  # -w min(u A, clip(u, 1 +- eps) A)
+    # -w min(u A, clip(u, 1 +- eps) A)
+    return weight * clipped(ratio, advantages, 1 - clip_eps, 1 + clip_eps)
 
 
 def dr_grpo_advantages(rewards: Tensor, group_size: int) -> Tensor:
@@ -115,12 +114,10 @@ def gspo(
     """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio a response, the geometric mean of its
     tokens' ratios, hence the narrow clip. [open] advantages that differ within a response (PPO's)
     enter as their mean. (B,)"""
-    ratio = torch.exp(
-        row_mean(logp - logp_b.detach(), mask)
-    )  # s = (pi_theta(y) / pi_b(y))^(1 / |y|)
-    return clipped(
-        ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high
-    )  # -min(s A, clip(s) A)
+    # S = (pi_theta(y) / pi_b(y))^(1 / |y|)
+    ratio = torch.exp(row_mean(logp - logp_b.detach(), mask))
+    # -min(s A, clip(s) A)
+    return clipped(ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high)
 
 
 # ------------------------------------------------------------------------------- weighted REINFORCE
@@ -147,9 +144,8 @@ def minpro(
     and its cap are ours."""
     log_ratio = (logp - logp_b).detach()
     before = torch.zeros_like(log_ratio)  # log of the smallest ratio over i < t
-    before[:, 1:] = log_ratio.cummin(1).values[
-        :, :-1
-    ]  # right-padded, so no pad comes before a token
+    # Right-padded, so no pad comes before a token
+    before[:, 1:] = log_ratio.cummin(1).values[:, :-1]
     weight = torch.exp(log_ratio + before).clamp(max=ratio_cap)
     return -weight * advantages * logp  # -sg(min(r_t min_{i < t} r_i, cap)) A log pi_theta
 
@@ -166,9 +162,8 @@ def topr(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, mask: Tensor, **_)
     pushed down for ever. (B,)"""
     reward = row_mean(advantages, mask)
     log_ratio = row_sum(logp - logp_b, mask).detach()  # of the whole response
-    weight = torch.where(
-        reward < 0, torch.exp(log_ratio.clamp(max=0)), 1
-    )  # [pi_theta(y) / pi_b(y)]_0^1 or 1
+    # [pi_theta(y) / pi_b(y)]_0^1 or 1
+    weight = torch.where(reward < 0, torch.exp(log_ratio.clamp(max=0)), 1)
     return -weight * reward * row_sum(logp, mask)  # -sg(weight) R log pi_theta(y)
 
 
@@ -198,9 +193,8 @@ def opmd(
     Trinity-RFT's "opmd" drops the square: -A log pi_theta / (1 + tau).
     """
     log_ratio = row_sum(logp - logp_k.detach(), mask)  # log(pi_theta(y) / pi_k(y))
-    return (
-        -row_sum(advantages * logp, mask) + tau / 2 * log_ratio.square()
-    )  # -(r - mean) log pi + tau / 2 log_ratio^2
+    # -(r - mean) log pi + tau / 2 log_ratio^2
+    return -row_sum(advantages * logp, mask) + tau / 2 * log_ratio.square()
 
 
 def oapl_advantages(rewards: Tensor, group_size: int, beta_value: float = 1.0) -> Tensor:
@@ -295,7 +289,8 @@ class Loss(NamedTuple):
 
     loss: Callable[..., Tensor]
     source: str
-    # (rewards (B,), group_size) -> (B,), in place of loss.group_advantages; None: that, or PPO's GAE
+    # (rewards (B,), group_size) -> (B,), in place of loss.group_advantages; None: that, or PPO's
+    # GAE
     advantage: Callable[[Tensor, int], Tensor] | None = None
     # Statistics of the whole mini-batch: (logp, logp_b, advantages), each flat over all its tokens
     # of all ranks, without gradient -> keywords of the loss. So any split is the same loss
@@ -370,20 +365,22 @@ def last_of_each_prompt(entries: list[Entry], step: int, window: int) -> list[En
 def draw_repo(
     entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
 ) -> list[Entry]:
-    """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts that
-    have just been sampled, newest first. Nothing is replayed in the first epoch."""
+    """RePO (Li et al. 2025, arXiv 2506.09340), its recency strategy: past groups of the prompts
+    that have just been sampled, newest first. Nothing is replayed in the first epoch."""
     prompts = {tuple(group[0].prompt) for group in fresh}
     return [entry for entry in reversed(entries) if entry.prompt in prompts][:count]
 
 
 def failed_again(buffer: Buffer, count: int, upcoming: Callable) -> list[int]:
-    """Buffer Matters samples problems again that failed before, at most a quarter of the prompts."""
+    """Buffer Matters samples problems again that failed before, at most a quarter of the
+    prompts."""
     again = [buffer.failed.popleft() for _ in range(min(count // 4, len(buffer.failed)))]
     return again + upcoming(count - len(again))
 
 
 def with_contrast(buffer: Buffer, fresh: list[Group], problems: list[int]) -> list[Group]:
-    """Buffer Matters trains on groups that are neither all right nor all wrong (all, if none is)."""
+    """Buffer Matters trains on groups that are neither all right nor all wrong (all, if none
+    is)."""
     groups = zip(problems, fresh, strict=True)
     buffer.failed.extend(problem for problem, group in groups if mean_reward(group) == 0)
     return [group for group in fresh if 0 < mean_reward(group) < 1] or fresh
@@ -412,7 +409,7 @@ def draw_on_policyness(
 
 
 REPLAYS: dict[str, Replay] = dict(
-    window=Replay(),  # ReMix's
+    window=REMIX,
     repo=Replay(forget=last_of_each_prompt, draw=draw_repo),
     buffer_matters=Replay(choose=failed_again, keep=with_contrast, draw=draw_buffer_matters),
     on_policyness=Replay(draw=draw_on_policyness),
@@ -451,16 +448,14 @@ def engine_weight(
     log-probs. No gradient.
 
     tis: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly
-    brings you off-policy RL
-    training").  icepop (Ling team 2025, "Small leak can sink a great ship"): tokens outside the
-    band are dropped."""
+    brings you off-policy RL training"). icepop (Ling team 2025, "Small leak can sink a great
+    ship"): tokens outside the band are dropped."""
     ratio = torch.exp(logp_trainer - logp_engine)  # k = pi_trainer / pi_engine
     if kind == "tis":
         return ratio.clamp(max=cap)  # min(k, cap)
     if kind == "icepop":
-        return torch.where(
-            (ratio >= low) & (ratio <= high), ratio, 0.0
-        )  # k inside [low, high], 0 outside
+        # K inside [low, high], 0 outside
+        return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
     raise ValueError(f"kind must be tis or icepop, not {kind!r}")
 
 

@@ -35,9 +35,8 @@ def as_line(name: str, run: Run, shared: dict, command: str, note: str = "") -> 
     rows, config = run
     config = dict(config)
     steps = sorted(rows)
-    keys = dict.fromkeys(
-        key for step in steps for key in rows[step]
-    )  # in the order they are logged
+    # In the order they are logged
+    keys = dict.fromkeys(key for step in steps for key in rows[step])
     line = dict(
         name=name, seed=config.pop("seed"), commit=config.pop("git_commit"), command=command
     )

@@ -1,4 +1,5 @@
-"""What the tests share: the modules one folder up, a small untrained base model, one process group, one vLLM engine."""
+"""What the tests share: the modules one folder up, a small untrained base model, one process group,
+one vLLM engine."""
 
 import os
 import sys
@@ -15,7 +16,8 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
-    """A base model made in two seconds: it knows the format and little arithmetic. Tied embeddings."""
+    """A base model made in two seconds: it knows the format and little arithmetic. Tied
+    embeddings."""
     import tiny
 
     settings = tiny.BaseModel(steps=60, batch_size=64)
@@ -41,7 +43,8 @@ def group():
 
 @pytest.fixture(scope="session")
 def engines(base, group):
-    """make(kind) -> the session's engine of that kind ("vllm" or "hf") with the base model; sync it before use."""
+    """make(kind) -> the session's engine of that kind ("vllm" or "hf") with the base model; sync it
+    before use."""
     from rollout import make_engine
 
     made = {}

@@ -45,10 +45,8 @@ def test_fifo_of_whole_steps():
     for step in range(1, 5):
         buffer.push([group(step), group(step)], step)
     groups = drawn(buffer, 99)
-    assert len(groups) == len(buffer) == 4 and {g[0].step for g in groups} == {
-        3,
-        4,
-    }  # N = 2: ages 1 and 2 in step 5
+    # N = 2: ages 1 and 2 in step 5
+    assert len(groups) == len(buffer) == 4 and {g[0].step for g in groups} == {3, 4}
     assert all(len(g) == 2 for g in groups)
 
 
@@ -69,8 +67,8 @@ def test_draw_is_uniform_without_replacement_and_seeded():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_the_shares_of_all_ranks_make_one_buffer(tmp_path, ranks):
-    """Every group lies on one rank only, the ranks draw the same groups in the same order, and a saved state can be
-    taken up by another number of ranks."""
+    """Every group lies on one rank only, the ranks draw the same groups in the same order, and a
+    saved state can be taken up by another number of ranks."""
     groups = {step: [group(step, name=10 * step + i) for i in range(5)] for step in (1, 2, 3)}
     whole, shares = Buffer(2), [Buffer(2, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in groups:
@@ -126,7 +124,7 @@ def test_what_is_valid_within_a_step_only_is_dropped_and_never_stored():
     assert response.base is not None
 
 
-# ------------------------------------------------------------------------------------------------ other ways to replay
+# ----------------------------------------------------------------------------- other ways to replay
 
 
 def test_repo_keeps_the_last_groups_of_each_prompt_and_draws_those_of_the_fresh_ones():

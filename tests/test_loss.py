@@ -1,4 +1,5 @@
-"""Every loss term against an independent float64 calculation (numpy loops or a closed form): value *and* gradient."""
+"""Every loss term against an independent float64 calculation (numpy loops or a closed form): value
+*and* gradient."""
 
 import math
 
@@ -27,11 +28,12 @@ def close(a, b, tol=1e-12):
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol)
 
 
-# ------------------------------------------------------------------------------------------------ Mix-PPG
+# ------------------------------------------------------------------------------------------ Mix-PPG
 
 
 def mix_ppg_numpy(logp, logp_k, logp_b, A, eps):
-    """Eq. 3 token by token: value and d/dlogp, written from the four quadrants and not from a min over tensors."""
+    """Eq. 3 token by token: value and d/dlogp, written from the four quadrants and not from a min
+    over tensors."""
     value, grad = np.zeros_like(logp), np.zeros_like(logp)
     for i in np.ndindex(logp.shape):
         r, c = math.exp(logp[i] - logp_b[i]), math.exp(logp_k[i] - logp_b[i])
@@ -84,7 +86,8 @@ def test_mix_ppg_quadrants(ratio, centre, A, value, grad):
 
 
 def test_mix_ppg_identity():
-    """w min(u A, clip(u, 1 +- eps / w) A) with w = c and u = pi_theta / pi_k is the same objective."""
+    """w min(u A, clip(u, 1 +- eps / w) A) with w = c and u = pi_theta / pi_k is the same
+    objective."""
     rng = np.random.default_rng(1)
     logp, logp_k, logp_b = (log_probs(rng, 4, 30) for _ in range(3))
     A = tensor(rng.normal(size=(4, 30)))
@@ -98,9 +101,8 @@ def test_mix_ppg_on_fresh_data_is_ppo():
     logp, logp_b = log_probs(rng, 4, 30), log_probs(rng, 4, 30)
     A = tensor(rng.normal(size=(4, 30)))
     r = np.exp(logp.numpy() - logp_b.numpy())
-    ppo = -np.minimum(
-        r * A.numpy(), np.clip(r, 1 - EPS, 1 + EPS) * A.numpy()
-    )  # Schulman et al. 2017, Eq. 7
+    # Schulman et al. 2017, Eq. 7
+    ppo = -np.minimum(r * A.numpy(), np.clip(r, 1 - EPS, 1 + EPS) * A.numpy())
     close(loss.mix_ppg(logp, logp_b, logp_b, A, EPS), ppo, 1e-15)
 
 
@@ -120,7 +122,7 @@ def test_geppo_clip_eps():
     )
 
 
-# ------------------------------------------------------------------------------------------------ KL
+# ----------------------------------------------------------------------------------------------- KL
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,8 @@ def test_kl_estimators_value_and_gradient(estimator, value, grad):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_kl_estimators_are_unbiased_for_the_right_direction(estimator):
-    """Their mean under pi_theta is KL(pi_theta || pi_ref), the sum by hand, and not KL(pi_ref || pi_theta)."""
+    """Their mean under pi_theta is KL(pi_theta || pi_ref), the sum by hand, and not KL(pi_ref ||
+    pi_theta)."""
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
     mean = (tensor(p) * loss.kl(tensor(np.log(p)), tensor(np.log(q)), estimator)).sum().item()
     assert mean == pytest.approx(
@@ -161,14 +164,14 @@ def test_exact_kl_value_and_gradient():
     p /= p.sum(-1, keepdims=True)
     value = (p * (np.log(p) - ref.numpy())).sum(-1)
     close(out.detach(), value)
-    close(
-        logits.grad, p * (np.log(p) - ref.numpy() - value[..., None])
-    )  # closed form of d KL / d logits
+    # Closed form of d KL / d logits
+    close(logits.grad, p * (np.log(p) - ref.numpy() - value[..., None]))
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3", "exact"])
 def test_minimising_the_kl_moves_the_policy_towards_the_reference(estimator):
-    """The sign: gradient descent on +KL brings pi_theta closer to pi_ref (TinyZero's snapshot moves it away)."""
+    """The sign: gradient descent on +KL brings pi_theta closer to pi_ref (TinyZero's snapshot moves
+    it away)."""
     logits, ref = (
         torch.zeros(1, 1, 2, requires_grad=True),
         torch.log_softmax(tensor([[[2.0, 0.0]]]), -1),
@@ -178,9 +181,8 @@ def test_minimising_the_kl_moves_the_policy_towards_the_reference(estimator):
         loss.kl(logp, ref, estimator).sum().backward()
     else:  # the sampled estimators, weighted by the policy they are sampled from
         (logp.detach().exp() * loss.kl(logp, ref, estimator)).sum().backward()
-    assert (
-        (-logits.grad)[0, 0, 0] > 0 > (-logits.grad)[0, 0, 1]
-    )  # descent direction: up where ref is higher
+    # Descent direction: up where ref is higher
+    assert (-logits.grad)[0, 0, 0] > 0 > (-logits.grad)[0, 0, 1]
 
 
 def test_unknown_estimator_is_an_error():
@@ -188,7 +190,7 @@ def test_unknown_estimator_is_an_error():
         loss.kl(torch.zeros(1, 1), torch.zeros(1, 1), "k4")
 
 
-# ------------------------------------------------------------------------------------------------ KL-Convex
+# ---------------------------------------------------------------------------------------- KL-Convex
 
 
 def test_kl_convex_lambda_schedule():
@@ -233,7 +235,7 @@ def test_kl_convex_with_lambda_one_is_the_base_anchor_alone():
     assert torch.equal(loss.kl_convex(1.0, loss.kl(logp, base)), loss.kl(logp, base))
 
 
-# ------------------------------------------------------------------------------------------------ entropy, value
+# ----------------------------------------------------------------------------------- entropy, value
 
 
 def test_entropy_value_and_gradient():
@@ -266,7 +268,7 @@ def test_value_loss_value_and_gradient():
     assert 0 < np.mean(grad == 0) < 1
 
 
-# ------------------------------------------------------------------------------------------------ advantages
+# --------------------------------------------------------------------------------------- advantages
 
 
 def gae_by_definition(rewards, values, n, gamma, lam, trace):
@@ -289,10 +291,8 @@ def test_gae_against_its_definition(gamma, lam, traced):
     rng = np.random.default_rng(9)
     lengths, T = [7, 3, 1], 7
     mask = tensor([[1.0] * n + [0.0] * (T - n) for n in lengths])
-    rewards, values = (
-        tensor(rng.normal(size=(3, T))) * mask,
-        tensor(rng.normal(size=(3, T))),
-    )  # rubbish on the pads
+    # Rubbish on the pads
+    rewards, values = (tensor(rng.normal(size=(3, T))) * mask, tensor(rng.normal(size=(3, T))))
     trace = tensor(rng.uniform(0.3, 1.0, (3, T)))
     advantages, returns = loss.gae(rewards, values, mask, gamma, lam, trace if traced else None)
     for b, n in enumerate(lengths):
@@ -332,7 +332,7 @@ def test_whiten_looks_at_the_mask_only():
     close(out, tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), 1e-7)  # mean 2, unbiased std 1
 
 
-# ------------------------------------------------------------------------------------------------ reduction
+# ---------------------------------------------------------------------------------------- reduction
 
 
 def test_token_mean_is_the_same_for_any_split_into_micro_batches():

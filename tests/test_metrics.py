@@ -19,12 +19,13 @@ def test_ratio_diagnostics_against_numpy():
     rng = np.random.default_rng(11)
     logp, logp_k, logp_b = (log_probs(rng, 4, 9) for _ in range(3))
     A, mask = tensor(rng.normal(size=(4, 9))), tensor(rng.integers(0, 2, (4, 9)).astype(float))
+    # two micro-batches
     sums = sum(
         metrics.ratio_sums(logp[i : i + 2], of(slice(i, i + 2), logp_k, logp_b, A, mask), EPS).sum(
             0
         )
         for i in (0, 2)
-    )  # two micro-batches
+    )
     got = metrics.ratio_diagnostics(sums)
     keep = mask.numpy() == 1
     logr = (logp - logp_b).numpy()[keep]

@@ -1,4 +1,5 @@
-"""Policy, critic, batching: against the whole logits in float64, for any split into micro-batches, with eos learnt."""
+"""Policy, critic, batching: against the whole logits in float64, for any split into micro-batches,
+with eos learnt."""
 
 import itertools
 
@@ -31,7 +32,8 @@ def policy_of(base, temperature=1.0, **kw):
 
 
 def numpy_log_softmax(base, r, temperature):
-    """(T, V) of one response, unpadded, from the plain Hugging Face model; the softmax in numpy float64."""
+    """(T, V) of one response, unpadded, from the plain Hugging Face model; the softmax in numpy
+    float64."""
     lm = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         logits = lm(torch.tensor([r.prompt + r.tokens])).logits[0].double().numpy() / temperature
@@ -56,7 +58,8 @@ def test_logp_and_entropy_of_a_padded_batch(base, group, monkeypatch, temperatur
 
 
 def test_packed_rows_do_not_see_each_other(base, group):
-    """The padding-free way of flash attention, run through SDPA, which a CPU has: equal to the padded one."""
+    """The padding-free way of flash attention, run through SDPA, which a CPU has: equal to the
+    padded one."""
     trunk, batch = policy_of(base).lm.base_model, collate(RESPONSES)
     padded = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
     packed = model.packed_states(trunk, batch)
@@ -80,7 +83,8 @@ def whole_logits(rows, weight, bias, labels, temperature):
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("chunk, part", [(2**25, 2**20), (2**25, 100), (7 * 50, 3 * 50), (1, 1)])
 def test_head_in_chunks_equals_the_whole_logits(monkeypatch, chunk, part, with_bias):
-    """Value and gradient, for one chunk and several (the last one shorter), to 1e-6 of the whole logits."""
+    """Value and gradient, for one chunk and several (the last one shorter), to 1e-6 of the whole
+    logits."""
     monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
     monkeypatch.setattr(model, "LOGITS_PER_PART", part)
     draw = torch.Generator().manual_seed(0)
@@ -285,9 +289,8 @@ def test_critic_starts_at_zero_and_sees_the_prefix_only(base, group):
     first = critic(batch)
     changed = [response([5, 6, 7], [8, 9, 10, 99])] + RESPONSES[1:]
     other = collate(changed)
-    torch.testing.assert_close(
-        critic(other), first
-    )  # V before the last token does not depend on it
+    # V before the last token does not depend on it
+    torch.testing.assert_close(critic(other), first)
     assert (first * (1 - batch.mask) == 0).all() and (first[0, :4] != 0).all()
 
 
@@ -301,8 +304,7 @@ def test_copy_weights_and_full_weights(base, group):
             p.add_(0.1)
     copy_weights(frozen, policy)
     ours, theirs = dict(full_weights(policy)), dict(full_weights(frozen))
-    assert (
-        ours.keys() == theirs.keys() and "lm_head.weight" in ours
-    )  # the tied head is in: vLLM needs it
+    # The tied head is in: vLLM needs it
+    assert ours.keys() == theirs.keys() and "lm_head.weight" in ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours["lm_head.weight"].data_ptr() != theirs["lm_head.weight"].data_ptr()

@@ -1,6 +1,8 @@
-"""The loop with the methods that stand beside ReMix: every loss, every replay, a lagging sampler, weights for the engine.
+"""The loop with the methods that stand beside ReMix: every loss, every replay, a lagging sampler,
+weights for the engine.
 
-The losses have their own tests (test_siblings.py); here it is what the loop makes of them. Runs are in this process."""
+The losses have their own tests (test_siblings.py); here it is what the loop makes of them. Runs are
+in this process."""
 
 import json
 
@@ -17,15 +19,17 @@ from data import load_problems
 from siblings import LOSSES, REPLAYS
 
 SMALL = (
-    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 48 --algo grpo --group_size 4 --prompts_per_step 8 "
-    "--mini_batch 4 --lr 1e-3 --critic_lr 1e-2 --eval_every 0 --reincarnation_step 0 --steps 3 --engine hf"
+    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 48 --algo grpo --group_size 4 "
+    "--prompts_per_step 8 --mini_batch 4 --lr 1e-3 --critic_lr 1e-2 --eval_every 0 "
+    "--reincarnation_step 0 --steps 3 --engine hf"
 ).split()
 
 
 @pytest.fixture
 def train(base, group, tokenizer, tmp_path, monkeypatch):
-    """train(name, *flags) -> the rows of the metrics, without the clock. Any number up to 100 counts as right, because this
-    base model hardly ever is, and without a reward nothing would move."""
+    """train(name, *flags) -> the rows of the metrics, without the clock. Any number up to 100
+    counts as right, because this base model hardly ever is, and without a reward nothing would
+    move."""
     monkeypatch.setattr(metrics.tqdm, "write", lambda text: None)
     source = tmp_path / "problems.json"
     rows = [
@@ -64,15 +68,15 @@ def test_every_loss_trains_and_micro_batches_do_not_matter(train, tmp_path, name
     whole = train("whole", *flags)
     assert all(row["grad_norm"] > 0 for row in whole)
     parts = train("parts", *flags, "--tokens_per_micro_batch", 150)
-    for x, y in zip(
-        whole[:1], parts[:1], strict=True
-    ):  # later steps sample from weights that rounding has moved
+    # Later steps sample from weights that rounding has moved
+    for x, y in zip(whole[:1], parts[:1], strict=True):
         for key in ("policy_loss", "grad_norm", "rollouts", "reward", "tokens_backward"):
             assert x[key] == pytest.approx(y[key], rel=2e-3, abs=2e-5), key
 
 
 def test_the_reductions_are_exact(train, tmp_path):
-    """Without replay and with one pass, PPO's clip, the decoupled form and Mix-PPG are one method, bit for bit."""
+    """Without replay and with one pass, PPO's clip, the decoupled form and Mix-PPG are one method,
+    bit for bit."""
     plain = ["--off_policy_ratio", 0, "--utd_ratio", 1, "--kl_convex", "off"]
     rows = train("mix_ppg", *plain)
     for name in ("ppo", "decoupled_ppo"):
@@ -144,7 +148,8 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
 
 
 def test_a_lagging_sampler(train, tmp_path):
-    """With k = 2, step t trains on data of pi_{t-2}: the ratio is not 1 and its age says so; the run resumes exactly."""
+    """With k = 2, step t trains on data of pi_{t-2}: the ratio is not 1 and its age says so; the
+    run resumes exactly."""
     flags = [
         "--sampler_lag",
         2,
@@ -177,7 +182,8 @@ def test_a_lagging_sampler(train, tmp_path):
 
 
 def test_replayed_data_is_known_as_such_while_the_sampler_starts(train):
-    """In step 2 with k = 2 all data is the first policy's, and a part of it is replayed all the same."""
+    """In step 2 with k = 2 all data is the first policy's, and a part of it is replayed all the
+    same."""
     rows = train("run", "--sampler_lag", 2, "--steps", 2)
     assert rows[1]["off_policy_ratio"] > 0 and "ratio_mean/quarter1" in rows[1]
 

@@ -95,10 +95,8 @@ def test_curve_skips_steps_without_the_value(tmp_path):
     ]
     assert curve(rows, "seconds", "eval/pass@1")[4] == (6.0, 0.4)
     assert curve(rows, "rollouts", "nosuch") == {}
-    del (
-        rows[0]["gradient_steps"],
-        rows[2]["gradient_steps"],
-    )  # the base model has used none of anything
+    # The base model has used none of anything
+    del (rows[0]["gradient_steps"], rows[2]["gradient_steps"])
     assert sorted(curve(rows, "gradient_steps", "eval/pass@1")) == [0, 4]
 
 

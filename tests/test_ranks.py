@@ -1,4 +1,5 @@
-"""Several ranks, several nodes: the same gradients as one rank, and a rank that dies ends the job, which then goes on."""
+"""Several ranks, several nodes: the same gradients as one rank, and a rank that dies ends the job,
+which then goes on."""
 
 import json
 import os
@@ -16,8 +17,8 @@ from test_remix import SMALL, assert_same_run, clean_env, metrics, run, start
 
 from tiny import embedded_problems
 
-# remix.py with optimizers that also write their gradients to a file. Its learning rate is too small to move a weight, so
-# every mini-batch of every run is the same batch under the same policy.
+# remix.py with optimizers that also write their gradients to a file. Its learning rate is too small
+# to move a weight, so every mini-batch of every run is the same batch under the same policy.
 DUMP = """
 import sys
 sys.path.insert(0, {root!r})
@@ -28,7 +29,7 @@ seen, real = [], torch.optim.AdamW.step
 def step(self, closure=None):
     grads = [p.grad for group in self.param_groups for p in group["params"]]
     grads = [(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten().clone() for g in grads]
-    if any(g.any() for g in grads):  # saving a checkpoint steps once with gradients of 0, to make the state
+    if any(g.any() for g in grads):  # a save steps once with gradients of 0, to make the state
         seen.append(torch.cat(grads))
     if dist.get_rank() == 0:
         torch.save(seen, {out!r})
@@ -42,7 +43,8 @@ def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor
     folder.mkdir()
     script, out = folder / "dump.py", str(folder / "gradients.pt")
     script.write_text(DUMP.format(root=str(ROOT), out=out))
-    # Any number up to 100 counts as right: this base model hardly ever is, and without a reward there is no gradient
+    # Any number up to 100 counts as right: this base model hardly ever is, and without a reward
+    # there is no gradient
     (folder / "any.json").write_text(
         json.dumps([row | dict(answer="50", error="50") for row in embedded_problems("train")[:64]])
     )
@@ -66,8 +68,8 @@ def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor
             port = s.getsockname()[1]
         where = ["--nnodes", str(nodes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
         commands = [[*torchrun, *where, "--node_rank", str(node), *args] for node in range(nodes)]
-    jobs = [subprocess.Popen(c, cwd=ROOT, env=clean_env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            for c in commands]  # fmt: skip
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    jobs = [subprocess.Popen(c, cwd=ROOT, env=clean_env(), **pipes) for c in commands]
     errors = [job.communicate(timeout=300)[1] for job in jobs]
     assert all(job.returncode == 0 for job in jobs), errors
     return torch.load(out)
@@ -75,8 +77,9 @@ def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
 def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
-    """Replayed and fresh data, both anchors (k3, exact), uneven shares (5 responses on 2 ranks), many micro-batches: every element to 1e-6, where the
-    whole gradient has a norm of about 1 (it is clipped there)."""
+    """Replayed and fresh data, both anchors (k3, exact), uneven shares (5 responses on 2 ranks),
+    many micro-batches: every element to 1e-6, where the whole gradient has a norm of about 1 (it is
+    clipped there)."""
     size = (
         ["--prompts_per_step", 5]
         if algo == "ppo"
@@ -108,9 +111,8 @@ def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
     flags += ["--lr", 1e-30, "--critic_lr", 1e-30, "--weight_decay", 0]
     flags += ["--kl_estimator", "exact"] if algo == "grpo" else []
     one = gradients(base, tmp_path / "one", *flags)
-    assert len(one) == (4 if algo == "grpo" else 8) and all(
-        g.norm() > 1e-4 for g in one
-    )  # 2 steps of 2 passes
+    # 2 steps of 2 passes
+    assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)
     launches = (
         [("none", 2, 1), ("node", 2, 1)] if algo == "ppo" else [("node", 1, 2), ("node", 2, 2)]
     )

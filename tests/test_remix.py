@@ -1,5 +1,6 @@
-"""The real entry point: both algorithms, both engines, two ranks, resume bit for bit, kills, bad input, and the
-reduction of ReMix to plain PPO and GRPO, checked against an independent trainer written out below."""
+"""The real entry point: both algorithms, both engines, two ranks, resume bit for bit, kills, bad
+input, and the reduction of ReMix to plain PPO and GRPO, checked against an independent trainer
+written out below."""
 
 import copy
 import json
@@ -29,8 +30,9 @@ from rollout import HFEngine, VLLMEngine
 from tiny import embedded_problems
 
 SMALL = (
-    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 --mini_batch 5 --lr 1e-3 "
-    "--critic_lr 1e-2 --eval_limit 6 --eval_n 2 --eval_every 2 --save_every 3 --reincarnation_step 3 --steps 4 --engine hf"
+    "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 "
+    "--mini_batch 5 --lr 1e-3 --critic_lr 1e-2 --eval_limit 6 --eval_n 2 --eval_every 2 "
+    "--save_every 3 --reincarnation_step 3 --steps 4 --engine hf"
 ).split()
 PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0".split()
 
@@ -79,7 +81,7 @@ def assert_same_run(a, b):
     assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
 
 
-# ------------------------------------------------------------------------------------------------ whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
@@ -120,7 +122,8 @@ def test_a_run(base, tmp_path, algo, engine):
         and "ratio_mean/age1" not in rows[4]
     )
     assert rows[1]["engine_gap"] < 1e-5 and rows[4]["engine_gap"] < 1e-5
-    # pi_base <- pi_T: while mixing the policy has moved away from its anchor, right after it starts from it again
+    # pi_base <- pi_T: while mixing the policy has moved away from its anchor, right after it starts
+    # from it again
     assert rows[4]["kl"] < rows[3]["kl"]
     assert all("eval/pass@1" in row for row in (rows[0], rows[2], rows[4]))
     out = tmp_path / "run"
@@ -136,9 +139,11 @@ def test_a_run(base, tmp_path, algo, engine):
 
 
 def test_the_rarer_options_together(base, tmp_path):
-    """Exact KL, both anchors, pi_{k-1} = pi_k, GePPO's clip and V-trace, the trainer's own behaviour log-probs."""
-    flags = "--kl_estimator exact --kl_convex 0.5 --precedent current --geppo_clip --vtrace --behaviour_logp trainer"
-    rows = run(base, tmp_path / "run", *flags.split(), "--kl_coef", 0.1, "--eval_every", 0)
+    """Exact KL, both anchors, pi_{k-1} = pi_k, GePPO's clip and V-trace, the trainer's own
+    behaviour log-probs."""
+    flags = "--kl_estimator exact --kl_convex 0.5 --precedent current --geppo_clip --vtrace"
+    flags = [*flags.split(), "--behaviour_logp", "trainer"]
+    rows = run(base, tmp_path / "run", *flags, "--kl_coef", 0.1, "--eval_every", 0)
     assert (
         rows[1]["clip_eps"] == 0.2
         and 0.1 < rows[3]["clip_eps"] < 0.2
@@ -149,7 +154,8 @@ def test_the_rarer_options_together(base, tmp_path):
 
 
 def test_forward_and_backward_tokens_are_no_more_than_needed(base, tmp_path):
-    """GRPO, step 1: nothing frozen but pi_base, on fresh data. Step 2: pi_base on fresh data, pi_k on replayed data."""
+    """GRPO, step 1: nothing frozen but pi_base, on fresh data. Step 2: pi_base on fresh data, pi_k
+    on replayed data."""
     rows = run(base, tmp_path / "run", "--algo", "grpo", "--group_size", 2, "--steps", 2)
     fresh = [row["tokens_forward"] for row in rows[1:]]
     assert (
@@ -277,7 +283,7 @@ def test_train_sh(base, tmp_path):
     assert metrics(tmp_path / "run")[-1]["rollouts"] == 2 * 2  # int(0.6 * 4) prompts of 2
 
 
-# ------------------------------------------------------------------------------------------------ an independent trainer
+# --------------------------------------------------------------------------- an independent trainer
 
 
 def batch_of(samples, prompts):
@@ -311,11 +317,11 @@ def k3(logp, ref):
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
 @pytest.mark.parametrize("method", ["plain", "remix"])
 def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer):
-    """remix.py against a loop of full logits, without code of loss.py, model.py or buffer.py (only the order of the data
-    is asked of remix.py, and rewards of the grader).
-    plain: p = 0, m = 1, lambda = 1, no reincarnation. The loop then has no centre, no replay and no second anchor: it is
-    textbook PPO / GRPO with a KL penalty. The clip is narrow, so that it binds and its
-    centre matters. remix: p = 0.5, m = 2, lambda = 0.7, reincarnation after step 3."""
+    """remix.py against a loop of full logits, without code of loss.py, model.py or buffer.py (only
+    the order of the data is asked of remix.py, and rewards of the grader). plain: p = 0, m = 1,
+    lambda = 1, no reincarnation. The loop then has no centre, no replay and no second anchor: it is
+    textbook PPO / GRPO with a KL penalty. The clip is narrow, so that it binds and its centre
+    matters. remix: p = 0.5, m = 2, lambda = 0.7, reincarnation after step 3."""
     remixed = method == "remix"
     P, G, mini, steps, beta, c, eps = 8, 4 if algo == "grpo" else 1, 4, 4, 0.5, 0.01, 0.02
     flags = dict(
@@ -329,7 +335,8 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
     )
     p, m, lam, T = (0.5, 2, 0.7, 3) if remixed else (0, 1, 1, 0)
     method_flags = f"--off_policy_ratio {p} --utd_ratio {m} --kl_convex {lam} --reincarnation_step {T} --clip_eps {eps}"
-    # This base model is hardly ever right: any number up to 100 counts, or all advantages and the policy loss would be 0
+    # This base model is hardly ever right: any number up to 100 counts, or all advantages and the
+    # policy loss would be 0
     source = tmp_path / "problems.json"
     source.write_text(
         json.dumps(
@@ -469,7 +476,7 @@ def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer)
     )  # Adam turns rounding of near-zero gradients into whole steps
 
 
-# ------------------------------------------------------------------------------------------------ resume, kills
+# ------------------------------------------------------------------------------------ resume, kills
 
 
 @pytest.mark.parametrize("algo, engine", [("ppo", "vllm"), ("grpo", "hf")])
@@ -508,16 +515,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
     assert 2 <= int(checkpoint.latest(tmp_path / "b").name[-6:]) < 8
     with open(tmp_path / "b" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "roll')  # a line that a kill cut short
-    for _ in range(
-        2
-    ):  # the second time it is complete already, and nothing changes: not the last evaluation either
+    # The second time it is complete already, and nothing changes: not the last evaluation either
+    for _ in range(2):
         run(base, tmp_path / "b", *flags)
         assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("where", ["dcp.save", "torch.save", "os.rename", "shutil.rmtree"])
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(base, tmp_path, where):
-    """The process kills itself inside the second save, before or in the middle of the named call."""
+    """The process kills itself inside the second save, before or in the middle of the named
+    call."""
     script = f"""
 import os, signal, sys, shutil
 sys.path.insert(0, {str(ROOT)!r})
@@ -528,7 +535,7 @@ models = dict(policy=model.load_model(model.Policy, {base!r}, device="cpu", dtyp
 out = Path({str(tmp_path)!r})
 checkpoint.save(out, 1, models, {{}}, dict(step=1))
 owner = eval({where.split(".")[0]!r}, vars(checkpoint))
-if {where!r} == "shutil.rmtree":  # the first two calls clear leftovers, the third removes the old checkpoint
+if {where!r} == "shutil.rmtree":  # two calls clear leftovers, the third removes the old one
     calls, real = [], shutil.rmtree
     def die(*a, **k):
         calls.append(a)
@@ -554,7 +561,7 @@ checkpoint.save(out, 2, models, {{}}, dict(step=2))
     )
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def bad(*flags):
@@ -705,7 +712,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_and_term(base, tmp_path)
         assert torch.load(path / "state.pt")["step"] == int(path.name[-6:])
 
 
-# ------------------------------------------------------------------------------------------------ pieces of the loop
+# ------------------------------------------------------------------------------- pieces of the loop
 
 
 def test_prompt_order_is_shuffled_epochs_without_gap_or_repeat():
@@ -745,7 +752,8 @@ def test_a_share_that_floats_do_not_hit_is_accepted():
 
 
 def test_the_engine_on_a_gpu_sleeps_whole_before_the_trainer_goes_on(monkeypatch):
-    """Also on a rank that has nothing to sample. A fake vLLM says what it was asked for; there is no GPU in it."""
+    """Also on a rank that has nothing to sample. A fake vLLM says what it was asked for; there is
+    no GPU in it."""
     said = []
 
     class LLM:

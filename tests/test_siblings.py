@@ -1,4 +1,5 @@
-"""Every sibling's loss against its equation written out token by token in Python floats: value *and* gradient."""
+"""Every sibling's loss against its equation written out token by token in Python floats: value
+*and* gradient."""
 
 import math
 from fractions import Fraction
@@ -14,14 +15,8 @@ from parallel import Batch
 from siblings import LOSSES, bapo_bounds, engine_weight, m2po_cut, rescore
 
 EPS = 0.2
-LENGTHS = [
-    9,
-    5,
-    1,
-    0,
-    7,
-    2,
-]  # one response has no tokens, as the dummy row of a rank that is out of work
+# One response has no tokens, as the dummy row of a rank that is out of work
+LENGTHS = [9, 5, 1, 0, 7, 2]
 EXTRA = dict(m2po=dict(cut=0.4), bapo=dict(low=0.7, high=1.9))  # what `whole` gives in training
 NAMES = list(LOSSES)
 tensor = torch.tensor
@@ -39,7 +34,8 @@ def close(a, b, tol=1e-12):
 
 
 def batch(seed=0, lengths=LENGTHS, width=None, per_response=False) -> dict:
-    """Keywords of a loss: random log-probs of three policies, right-padded with 0; rubbish advantages on the pads."""
+    """Keywords of a loss: random log-probs of three policies, right-padded with 0; rubbish
+    advantages on the pads."""
     rng = np.random.default_rng(seed)
     T = max(lengths)
     mask = np.array([[1.0] * n + [0.0] * (T - n) for n in lengths])
@@ -69,9 +65,10 @@ def gradient(name, kw, **extra):
     return kw["logp"].grad
 
 
-# ------------------------------------------------------------------------------------------------ the equations
-# One response without pads: lists of floats (logp, logp_k, logp_b, A) -> (value, d value / d logp), lists of tokens, or
-# one value a response. The clip is written as its four quadrants, a stopped gradient is left out by hand.
+# ------------------------------------------------------------------------------------ the equations
+# One response without pads: lists of floats (logp, logp_k, logp_b, A) -> (value, d value / d logp),
+# lists of tokens, or one value a response. The clip is written as its four quadrants, a stopped
+# gradient is left out by hand.
 
 
 def clip_ref(r, A, low, high):
@@ -194,7 +191,8 @@ def test_both_branches_were_visited(name):
 
 @pytest.mark.parametrize("name", ["cispo", "minpro"])
 def test_the_cap_of_a_weight(name):
-    """d/dlogp = -weight A: 4 stays, 40 becomes 5; with A < 0 too, since no side of the band is lost."""
+    """d/dlogp = -weight A: 4 stays, 40 becomes 5; with A < 0 too, since no side of the band is
+    lost."""
     for ratio, weight in [(4.0, 4.0), (40.0, 5.0), (0.01, 0.01)]:
         kw = batch(0, [1]) | dict(logp=tensor([[-0.1]]), logp_b=tensor([[-0.1 - math.log(ratio)]]))
         for A in (+2.0, -2.0):
@@ -217,7 +215,8 @@ def test_topr_is_capped_at_one_for_wrong_responses_and_weighs_right_ones_by_one(
 
 
 def test_minpro_against_the_exact_prefix_ratio():
-    """Of one token it is CISPO; of two it is the exact prefix ratio r_1 r_2; a low ratio early on fades all the rest."""
+    """Of one token it is CISPO; of two it is the exact prefix ratio r_1 r_2; a low ratio early on
+    fades all the rest."""
     one = batch(1, [1, 1, 1])
     close(gradient("minpro", one), gradient("cispo", one))
     two = batch(1, [2, 2, 2])
@@ -230,7 +229,7 @@ def test_minpro_against_the_exact_prefix_ratio():
     close(gradient("minpro", kw), -tensor([[0.1, 0.1, 0.05, 0.1]]))
 
 
-# ------------------------------------------------------------------------------------------------ what all share
+# ----------------------------------------------------------------------------------- what all share
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -248,9 +247,8 @@ def test_a_row_without_tokens_contributes_nothing(name):
     kw = batch(3)
     without = {k: v if k == "clip_eps" else v[[0, 1, 2, 4, 5]] for k, v in kw.items()}
     close(summed(name, kw), summed(name, without))
-    dummy = kw | dict(
-        mask=torch.zeros_like(kw["mask"])
-    )  # real log-probs under an all-0 mask: a rank out of work
+    # Real log-probs under an all-0 mask: a rank out of work
+    dummy = kw | dict(mask=torch.zeros_like(kw["mask"]))
     assert summed(name, dummy) == 0
     assert (gradient(name, dummy) == 0).all()
 
@@ -279,14 +277,14 @@ def test_no_gradient_through_the_frozen_policies(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_step_on_fresh_data_is_reinforce(name):
-    """theta = pi_k = pi_b: all of them, up to a constant factor, push with the advantage and nothing else."""
+    """theta = pi_k = pi_b: all of them, up to a constant factor, push with the advantage and
+    nothing else."""
     kw = batch(6, per_response=True)
     kw |= dict(logp=kw["logp_b"].clone(), logp_k=kw["logp_b"])
     scale = kw["mask"]
     if name == "gspo":
-        scale = kw["mask"] / kw["mask"].sum(1, keepdim=True).clamp(
-            min=1
-        )  # the mean of the response's tokens
+        # The mean of the response's tokens
+        scale = kw["mask"] / kw["mask"].sum(1, keepdim=True).clamp(min=1)
     if name == "oapl":
         scale = 2 * 1e-3 * kw["mask"]
     close(gradient(name, kw), -kw["advantages"] * scale)
@@ -302,15 +300,14 @@ def test_the_registry():
         assert sibling.per in ("token", "response", "constant") and sibling.source
         if sibling.advantage is not None:
             assert sibling.advantage(tensor([1.0, 0.0, 0.0, 1.0]), 2).shape == (4,)
-        if (
-            sibling.whole is not None
-        ):  # forgetting the pass over the whole mini-batch is an error, not another loss
+        # Forgetting the pass over the whole mini-batch is an error, not another loss
+        if sibling.whole is not None:
             with pytest.raises(TypeError):
                 sibling.loss(**batch(7))
     assert [n for n, s in LOSSES.items() if s.per == "constant"] == ["dr_grpo"]
 
 
-# ------------------------------------------------------------------------------------------------ reductions
+# --------------------------------------------------------------------------------------- reductions
 
 
 def test_reductions_to_ppo():
@@ -354,7 +351,8 @@ def test_reductions_to_reinforce():
 
 @pytest.mark.parametrize("name, old", [("opmd", "logp_k"), ("oapl", "logp_b")])
 def test_the_regressions_by_finite_differences(name, old):
-    """Both are a squared regression (b log(pi / pi_old) - A)^2 / c: opmd with c = 2 b, oapl with c = 1."""
+    """Both are a squared regression (b log(pi / pi_old) - A)^2 / c: opmd with c = 2 b, oapl with c
+    = 1."""
     b = 0.3
     kw = batch(12, [4, 3], per_response=True)
     logp, pi_old, A, mask = (kw[k].numpy() for k in ("logp", old, "advantages", "mask"))
@@ -381,7 +379,7 @@ def test_opmd_is_around_pi_k_and_oapl_around_the_policy_that_sampled():
         close(gradient(name, kw | {stays: kw[stays] + shifted}), gradient(name, kw))
 
 
-# ------------------------------------------------------------------------------------------------ advantages
+# --------------------------------------------------------------------------------------- advantages
 
 REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
@@ -428,7 +426,7 @@ def test_topr_baseline():
     close(LOSSES["topr"].advantage(tensor([1.0, 0.0]), 2, baseline=0.5), tensor([0.5, -1.5]))
 
 
-# ------------------------------------------------------------------------------------------------ whole mini-batch
+# --------------------------------------------------------------------------------- whole mini-batch
 
 
 def tokens(seed, n=400, spread=0.6):
@@ -454,16 +452,14 @@ def test_m2po_cut_against_taking_out_the_largest_one_by_one(seed):
     masked = {i for _, i in counted} - {i for _, i in left}
     assert set((out == 0).nonzero()[:, 0].tolist()) == masked
     shuffle = torch.randperm(len(A))
-    assert (
-        m2po_cut(logp[shuffle], logp_b[shuffle], A[shuffle])["cut"] == cut
-    )  # ranks and order do not matter
+    # Ranks and order do not matter
+    assert m2po_cut(logp[shuffle], logp_b[shuffle], A[shuffle])["cut"] == cut
 
 
 def test_m2po_cut_at_the_edges():
     logp, logp_b, A = tokens(0, spread=0.01)
-    assert m2po_cut(logp, logp_b, A) == dict(
-        cut=math.inf
-    )  # the second moment is small: nothing to mask
+    # The second moment is small: nothing to mask
+    assert m2po_cut(logp, logp_b, A) == dict(cut=math.inf)
     assert m2po_cut(logp_b, logp_b, A) == dict(cut=math.inf)  # fresh data: nothing counts
     far = torch.full((3,), 1.0)
     assert m2po_cut(far, far - 1, far) == dict(cut=1.0)  # all are too far: all are masked
@@ -471,9 +467,8 @@ def test_m2po_cut_at_the_edges():
     pulled_back = m2po_cut(far, far - 1, -far)  # far away, but the step would bring them back
     assert pulled_back == dict(cut=math.inf)
     zero = torch.zeros(3)
-    assert m2po_cut(tensor([0.5, 0.75, 0.5]), zero, far, threshold=0.25) == dict(
-        cut=0.75
-    )  # a mean of 0.25 may stay
+    # A mean of 0.25 may stay
+    assert m2po_cut(tensor([0.5, 0.75, 0.5]), zero, far, threshold=0.25) == dict(cut=0.75)
 
 
 def test_m2po_masks_the_same_tokens_in_float32():
@@ -527,14 +522,13 @@ def test_bapo_bounds_at_the_edges():
         tuple(bapo_bounds(logp, logp_b, A - s, target=0.45).values())
         for s in np.arange(0, 0.5, 0.02)
     }
-    assert any(
-        low > 0.6 and high > 2.9 for low, high in found
-    )  # the upper bound moves first, then the lower one
+    # The upper bound moves first, then the lower one
+    assert any(low > 0.6 and high > 2.9 for low, high in found)
     assert not any(low > 0.6 and high < 2.9 for low, high in found)
     assert any(low == 0.6 and 1.2 < high < 3 for low, high in found)
 
 
-# ------------------------------------------------------------------------------------------------ engine and trainer
+# ------------------------------------------------------------------------------- engine and trainer
 
 
 @pytest.mark.parametrize(
@@ -562,7 +556,8 @@ def test_unknown_engine_weight_is_an_error():
 
 @pytest.mark.parametrize("per", ["token", "response", "constant"])
 def test_what_a_loss_is_divided_by(per):
-    """Two micro-batches of one mini-batch: 5 + 3 tokens, 3 responses, 10 tokens a response at most."""
+    """Two micro-batches of one mini-batch: 5 + 3 tokens, 3 responses, 10 tokens a response at
+    most."""
     name = dict(token="ppo", response="asymre", constant="dr_grpo")[per]
     sibling = LOSSES[name]
     assert sibling.per == per
