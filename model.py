@@ -207,13 +207,13 @@ def load_model(
     sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module."""
     compute = getattr(torch, dtype)
     auto = AutoModelForCausalLM if kind is Policy else AutoModel
-    how = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
+    options = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
 
     def build(whole: bool) -> nn.Module:
         if whole:
-            net = auto.from_pretrained(name, **how)
+            net = auto.from_pretrained(name, **options)
         else:
-            net = auto.from_config(AutoConfig.from_pretrained(name), **how)
+            net = auto.from_config(AutoConfig.from_pretrained(name), **options)
         if checkpointing and not frozen:
             recompute = dict(use_reentrant=False)
             net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)

@@ -273,12 +273,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @functools.cache
-def device_mesh(device: str, how: str) -> DeviceMesh:
+def device_mesh(device: str, kind: str) -> DeviceMesh:
     """The ranks as FSDP2 sees them (--shard). "all": one line of shards over every rank. "node":
     each of several nodes holds a whole set of shards (HSDP), so that only gradients cross the
     network, once a mini-batch. "none": the same with every rank as a node of its own."""
     world = dist.get_world_size()
-    gpus = dict(all=world, node=int(os.environ.get("LOCAL_WORLD_SIZE", world)), none=1)[how]
+    gpus = dict(all=world, node=int(os.environ.get("LOCAL_WORLD_SIZE", world)), none=1)[kind]
     if gpus == world:
         return init_device_mesh(device, (world,))
     return init_device_mesh(device, (world // gpus, gpus), mesh_dim_names=("nodes", "gpus"))
@@ -286,12 +286,13 @@ def device_mesh(device: str, how: str) -> DeviceMesh:
 
 def shard(
     model: nn.Module, layers: Iterable[nn.Module], source: nn.Module | None, device: str,
-    dtype: torch.dtype, how: str,
+    dtype: torch.dtype, kind: str,
 ) -> nn.Module:  # fmt: skip
-    """FSDP2 around a model on the meta device, computing in dtype. Rank 0 hands out the weights of
-    `source` (None on the others) tensor by tensor, so no other rank ever holds a whole model."""
+    """FSDP2 around a model on the meta device, computing in dtype; kind: --shard. Rank 0 hands out
+    the weights of `source` (None on the others) tensor by tensor, so no other rank ever holds a
+    whole model."""
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    mesh = device_mesh(device, how)
+    mesh = device_mesh(device, kind)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision)

@@ -80,8 +80,8 @@ def roll_out(engine, problems: list[Problem], step: int, cfg: Config) -> list[tu
     order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].prompt_ids), i))
     mine, G = parallel.engine_share(order, cfg.tensor_parallel), cfg.group_size
     seeds = [((cfg.seed * 100_000 + step) * 1_000_000 + i) * G for i in mine]
-    how = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
-    groups = engine.generate([problems[i].prompt_ids for i in mine], G, seeds=seeds, **how)
+    limits = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
+    groups = engine.generate([problems[i].prompt_ids for i in mine], G, seeds=seeds, **limits)
     sampled_at = max(step - cfg.sampler_lag, 1)  # the step whose policy sampled
     return [
         (i, [Response(problems[i].prompt_ids, s.tokens, torch.tensor(s.logp), s.finished, 0.0,
@@ -143,10 +143,14 @@ def clip_width(batch: list[Response], step: int, cfg: Config) -> float:
     return loss.geppo_clip_eps(cfg.clip_eps, ages.tolist()) if cfg.geppo_clip else cfg.clip_eps
 
 
-def check_engine(few: list[Response], sampler: Policy, cfg: Config, device: str) -> None:
+def check_engine(responses: list[Response], sampler: Policy, cfg: Config, device: str) -> None:
     """WrongWeights if the engine's log-probs are not the trainer's."""
-    theirs = parallel.frozen_pass(sampler, few, 4 * cfg.tokens_per_micro_batch, device)
-    check_gap([r.logp_b for r in few], theirs, cfg.dtype)
+    budget = cfg.tokens_per_micro_batch
+    check_gap(
+        [r.logp_b for r in responses],
+        parallel.frozen_pass(sampler, responses, budget, device),
+        cfg.dtype,
+    )
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -215,7 +219,8 @@ def train(
         models=models.values(),
     )  # fmt: skip
 
-    def rng(*what: int) -> np.random.Generator:  # so the step number is the whole random state
+    def rng(*what: int) -> np.random.Generator:
+        """No state but the step number. 1, epoch: prompts; 2, step: replay; 3, ...: mini-batches"""
         return np.random.default_rng([cfg.seed, *what])
 
     def upcoming(n: int) -> list[int]:
@@ -320,14 +325,14 @@ def train(
             for mini in mini_batches(fresh, replayed, cfg.mini_batch, rng(3, step, i)):
                 mini = [r for group in mini for r in group]
                 n = log.mini_batch(mini)  # response tokens, of all ranks and micro-batches
-                facts = sibling.facts(mini, eps, cfg, partial(forward, policy)) if sibling else {}
+                stats = sibling.stats(mini, eps, cfg, partial(forward, policy)) if sibling else {}
                 for x in micro_batches(mini, step):  # B responses x T tokens each
                     logp, H, kl = policy(x, heads)  # (B, T); the exact KL to each anchor, or {}
 
                     pg = loss.mix_ppg(logp, x.logp_k, x.logp_b, x.advantages, eps)  # Eq. 3
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place
-                        policy_loss = sibling.policy_loss(logp, x, facts)
+                        policy_loss = sibling.policy_loss(logp, x, stats)
                     for name, logp_ref in x.anchors.items() if not exact else ():
                         kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator)
                     klc = loss.kl_convex(lam, **kl) if kl else torch.zeros_like(H)  # L_KLC
@@ -447,8 +452,8 @@ def main() -> None:
         if rank == 0:
             print("\n".join(lines))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)
-            facts = dict(git_commit=metrics.git_commit(), ranks=world)
-            checkpoint.write_json(Path(cfg.out, "config.json"), asdict(cfg) | facts)
+            where = dict(git_commit=metrics.git_commit(), ranks=world)
+            checkpoint.write_json(Path(cfg.out, "config.json"), asdict(cfg) | where)
         dist.barrier()
         parallel.on_every_rank(check_shared, cfg.out)
     except ValueError as error:

@@ -299,26 +299,26 @@ class Loss(NamedTuple):
     # constant: its responses * the longest response that may be sampled (Dr. GRPO)
     per: str = "token"
 
-    def facts(self, mini: list[Response], eps: float, cfg: Config, forward: Callable) -> dict:
+    def stats(self, mini: list[Response], eps: float, cfg: Config, forward: Callable) -> dict:
         """Keywords of the loss that are of the whole mini-batch, and "size", its divisor.
         forward: responses -> their log-probs under the policy as it is now."""
         tokens, longest = sum(len(r.tokens) for r in mini), len(mini) * cfg.max_tokens
-        facts = dict(clip_eps=eps)
-        facts["size"] = dict(token=tokens, response=len(mini), constant=longest)[self.per]
+        stats = dict(clip_eps=eps)
+        stats["size"] = dict(token=tokens, response=len(mini), constant=longest)[self.per]
         if self.whole:
             columns = forward(mini), [r.logp_b for r in mini], [r.advantages for r in mini]
-            facts |= self.whole(*map(torch.cat, columns))
-        return facts
+            stats |= self.whole(*map(torch.cat, columns))
+        return stats
 
-    def policy_loss(self, logp: Tensor, x: Batch, facts: dict) -> Tensor:
+    def policy_loss(self, logp: Tensor, x: Batch, stats: dict) -> Tensor:
         """What a micro-batch adds to the loss of its mini-batch, a scalar."""
         pg = self.loss(
             logp=logp, logp_k=x.logp_k, logp_b=x.logp_b, advantages=x.advantages, mask=x.mask,
-            **facts,
+            **stats,
         )  # fmt: skip
         if self.per == "response":
-            return pg.sum() / facts["size"]
-        return token_mean(x.weight * pg, x.mask, facts["size"])
+            return pg.sum() / stats["size"]
+        return token_mean(x.weight * pg, x.mask, stats["size"])
 
 
 LOSSES: dict[str, Loss] = dict(

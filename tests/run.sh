@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# Runs all tests in the project's .venv (made when it is not there), two at a time:  bash tests/run.sh [pytest's flags]
+# Runs the tests in the project's .venv (made when it is not there), two at a time:
+#
+#   bash tests/run.sh                        all of them
+#   bash tests/run.sh --fast                 those of under two minutes together
+#   bash tests/run.sh tests/test_loss.py -x  these alone; pytest's flags pass through
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash install.sh
 export OMP_NUM_THREADS=1
+args=() where=(tests)
+for arg in "$@"; do
+  case "$arg" in
+    --fast) args+=(-m "not slow") ;;
+    *) args+=("$arg") && [ ! -e "${arg%%::*}" ] || where=() ;;
+  esac
+done
+.venv/bin/python -m pytest -q -n 2 --dist worksteal "${where[@]}" "${args[@]}"
 .venv/bin/ruff check -q .
 .venv/bin/ruff format -q --check .
-exec .venv/bin/python -m pytest -q -n 2 --dist worksteal tests "$@"

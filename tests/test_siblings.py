@@ -567,20 +567,20 @@ def test_what_a_loss_is_divided_by(per):
     mask = np.array([[float(t < n) for t in range(3)] for n in lengths])
     cfg = Config(max_tokens=10)
     mini = [Response([0], [1] * n, None, True, 0.0, 1) for n in lengths]
-    facts = sibling.facts(mini, 0.2, cfg, None)
+    stats = sibling.stats(mini, 0.2, cfg, None)
     for rows in ([0, 1], [2]):
         logp, a, m = (torch.tensor(v[rows]) for v in (logps, A, mask))
         x = Batch(None, None, None, m, logp_b=logp, logp_k=logp, advantages=a)
-        total += sibling.policy_loss(logp, x, facts).item()
+        total += sibling.policy_loss(logp, x, stats).item()
     if per == "response":
         expected = -(A * logps * mask).sum() / 3
     else:  # r = 1: the clipped loss is -A
         expected = -(A * mask).sum() / (8 if per == "token" else 30)
     assert total == pytest.approx(expected, abs=1e-12)
     if per != "response":
-        whole = sibling.policy_loss(logp, x, facts).item()
+        whole = sibling.policy_loss(logp, x, stats).item()
         x.weight = torch.full_like(m, 0.5)
-        assert sibling.policy_loss(logp, x, facts).item() == pytest.approx(whole / 2)
+        assert sibling.policy_loss(logp, x, stats).item() == pytest.approx(whole / 2)
 
 
 def test_rescoring_takes_the_trainers_log_probs_and_weighs_the_gap():
