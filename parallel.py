@@ -102,8 +102,8 @@ class Batch:
     mask: Tensor  # (B, T) 1 on response tokens, eos included
     logp_b: Tensor | None = None  # (B, T) behaviour policy pi_{k-i}, which sampled the response
     logp_k: Tensor | None = None  # (B, T) pi_k, the policy at the start of the step
+    # "base": pi_base, "prev": pi_{k-1}: log-probs (B, T), or states (B, T, H) for the exact KL
     anchors: dict[str, Tensor] = field(default_factory=dict)
-    # ^ "base": pi_base, "prev": pi_{k-1}; log-probs (B, T), or for the exact KL states (B, T, H)
     advantages: Tensor | None = None  # (B, T) A^{pi_k}
     values: Tensor | None = None  # (B, T) the critic's at the start of the step
     returns: Tensor | None = None  # (B, T)
