@@ -54,8 +54,8 @@ import checkpoint
 import loss
 from buffer import Buffer, Response, fresh_prompts, mean_reward
 from config import Config, check_config, check_out, kl_convex_weight, parse_config
-from data import describe, load_problems
-from eval import decode, load_tokenizer, reflection_rate, sample, summarize
+from data import describe, load_problems, load_tokenizer
+from eval import decode, reflection_rate, sample, summarize
 from model import (
     Critic,
     Policy,
