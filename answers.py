@@ -1,15 +1,19 @@
-"""Do two answers mean the same? The mathematics of the grader; reward.py holds its rules and its processes.
+"""Do two answers mean the same? The mathematics of the grader; its rules are in reward.py.
 
     equivalent(answer, gold)  -> pure: no processes, no clock, no randomness
 
-Three stages, each findable by its banner: NORMALISE LaTeX to one spelling; READ that text into lists, tuples, intervals,
-matrices and equations, down to single values; COMPARE two readings, value by value: as text, base-n numeral, exact
-fraction, and only then as an expression. Expressions are parsed by math-verify's LaTeX parser, which builds an
-*unevaluated* tree, and are evaluated here, node by node, at fixed random points, with a limit on the size of every power
-and factorial. Nothing an answer says is ever passed to sympify, parse_expr, simplify or eval, and math-verify's own
-`verify` is not used: it rounds to six decimals, ignores bases, and has no bound on its time.
+Three stages, each findable by its banner:
 
-Left out: simplification of sums, integrals and derivatives (equal only if written alike), set algebra.
+    NORMALISE  LaTeX to one spelling
+    READ       that text into lists, tuples, intervals, matrices, equations, down to single values
+    COMPARE    value by value: text, base-n numeral, exact fraction, and only then an expression
+
+Expressions are parsed by math-verify's LaTeX parser, which builds an *unevaluated* tree. They are
+evaluated here, node by node, at fixed random points; the size of every power and factorial has a
+limit. Nothing an answer says is ever passed to sympify, parse_expr, simplify or eval. math-verify's
+own `verify` is not used: it rounds to six decimals, ignores bases, and may take any time.
+
+Left out: set algebra; sums, integrals and derivatives are not simplified (equal if written alike).
 """
 
 import itertools
@@ -22,10 +26,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import mpmath
-from latex2sympy2_extended.latex2sympy2 import (  # math-verify's LaTeX parser
-    ConversionConfig,
-    latex2sympy,
-)
+
+# math-verify's LaTeX parser
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from sympy import Expr
 
 MAX_CHARS = 2000  # a longer answer is no answer (longest gold of the five benchmarks: 204)
@@ -33,15 +36,13 @@ MAX_EXPRESSION = 400  # characters of one expression; the parser needs about 1 m
 MAX_DEPTH = 12  # nested brackets
 MAX_ITEMS = 64  # elements of a list
 MAX_BITS = 20_000  # an exact number larger than this goes on as a float ...
-MAX_EXPONENT = (
-    10**7
-)  # ... and a power or factorial whose logarithm is larger than this is not evaluated at all
+MAX_EXPONENT = 10**7  # ... and a power or factorial with a larger logarithm is not evaluated at all
 
 
 class Gold(NamedTuple):
     """A reference answer; a plain string stands for Gold((string,)).
 
-    answers: alternatives, any of which is right; with `multiple`, all of them are required (in any order).
+    answers: alternatives, any of which is right; with `multiple` all are required, in any order.
     unit: unit of a number that carries none itself. error: absolute tolerance, as text ("1e-1").
     """
 
@@ -55,7 +56,7 @@ class Gold(NamedTuple):
 
 
 def _closing(text: str, start: int) -> int:
-    r"""Index of the brace that closes the one at `start`, -1 if none does. \{ and \} are text, not braces."""
+    r"""Index of the brace that closes the one at `start`, -1 if none does. \{ and \} are text."""
     depth, i = 0, start
     while i < len(text):
         if text[i] == "\\":
@@ -71,7 +72,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def last_box(text: str) -> str | None:
-    r"""Content of the last \boxed{}, the outer one of nested boxes; None if that box is empty or never closed.
+    r"""Content of the last \boxed{}, the outer one of nested boxes; None if it is empty or open.
 
     Never an earlier box: "\boxed{7} ... no, wait, \boxed{" is a response that did not answer.
     """
@@ -86,21 +87,26 @@ def last_box(text: str) -> str | None:
 
 
 # ---------------------------------------------------------------- NORMALISE
-# Left: the one spelling that the reader below knows, often a single character to split at (⦃ a set, ¤ dollars).
-# Right: the LaTeX commands (without backslash) and the characters that mean the same. ␣ is a space, ø nothing.
+# Left: the one spelling that the reader below knows, often a single character to split at (⦃ a set,
+# ¤ dollars). Right: LaTeX commands (without backslash) and characters that mean the same.
+# ␣ is a space, ø nothing.
 _SPELLINGS = r"""
->= ge geq geqq geqslant ≥ ⩾ | <= le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt | ≈ approx simeq thickapprox doteq
-∪ cup | ∈ in | ∖ setminus backslash | ± pm | ∓ mp | ⦃ lbrace | ⦄ rbrace | ( langle lgroup | ) rangle rgroup | [ lbrack
-] rbrack | : colon ∶ | £ pounds | € euro | ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
-\frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅ | \ldots dots cdots dotsc …
-\cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √ | \R ℝ reals Reals | \log_{10} lg
-\epsilon varepsilon ε | \phi varphi φ | angstrom Å Å AA | \alpha α | \beta β | \gamma γ | \delta δ | \zeta ζ | \eta η | \iota ι
-\kappa κ | \lambda λ | \mu μ | \nu ν | \xi ξ | \rho ρ | \sigma σ | \tau τ | \upsilon υ | \chi χ | \psi ψ | \omega ω | \Gamma Γ
-\angle ∠ | \triangle △ | \Delta Δ | \Theta Θ | \Lambda Λ | \Xi Ξ | \Sigma Σ | \Phi Φ | \Psi Ψ | \Omega Ω
-\frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾ | P Pr | ␣,␣ land wedge | \text{␣or␣} lor vee | ␣ quad qquad
-\text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf mathtt mathnormal mbox hbox boldsymbol bm emph
-ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits nolimits bf rm it boxed fbox
-ø tiny small normalsize large Large LARGE huge Huge checkmark
+>= ge geq geqq geqslant ≥ ⩾ | <= le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt
+≈ approx simeq thickapprox doteq | ∪ cup | ∈ in | ∖ setminus backslash | ± pm | ∓ mp | ⦃ lbrace
+⦄ rbrace | ( langle lgroup | ) rangle rgroup | [ lbrack | ] rbrack | : colon ∶ | £ pounds | € euro
+° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
+\frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅
+\ldots dots cdots dotsc … | \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √
+\R ℝ reals Reals | \log_{10} lg | \epsilon varepsilon ε | \phi varphi φ | angstrom Å Å AA
+\alpha α | \beta β | \gamma γ | \delta δ | \zeta ζ | \eta η | \iota ι | \kappa κ | \lambda λ
+\mu μ | \nu ν | \xi ξ | \rho ρ | \sigma σ | \tau τ | \upsilon υ | \chi χ | \psi ψ | \omega ω
+\Gamma Γ | \angle ∠ | \triangle △ | \Delta Δ | \Theta Θ | \Lambda Λ | \Xi Ξ | \Sigma Σ | \Phi Φ
+\Psi Ψ | \Omega Ω | \frac{1}{2} ½ | \frac{1}{3} ⅓ | \frac{2}{3} ⅔ | \frac{1}{4} ¼ | \frac{3}{4} ¾
+P Pr | ␣,␣ land wedge | \text{␣or␣} lor vee | ␣ quad qquad
+\text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf
+\text mathtt mathnormal mbox hbox boldsymbol bm emph
+ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits
+ø nolimits bf rm it boxed fbox tiny small normalsize large Large LARGE huge Huge checkmark
 """
 _SPELLED = {
     name: spelling.replace("␣", " ").replace("ø", "") + (" " if spelling[-1].isalpha() else "")
@@ -128,7 +134,7 @@ _REWRITES = [
         ),
         (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (r"\\operatorname\*?\s*\{", r"\\text{"),
-        # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (a plain comma may be a list: see _readings)
+        # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (1,000 may be a list: _readings)
         (
             r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\,\s*|\\ +|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))",
             "",
@@ -167,17 +173,13 @@ _REWRITES = [
             (rf"(?<=[0-9])\s*(\\text\{{)?\s*{word}\b", rf"\\times 10^{{{zeros}}}\1")
             for word, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
         ],
-        (
-            r"\\text\{([^{}a-zA-Z]*|[eid]|[PE](?=\}\s*\())\}",
-            r"\1",
-        ),  # bold numbers, \mathrm{e}, \mathrm{d}x
-        (
-            r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})",
-            r"_{\1\2}",
-        ),  # v_{\text{max}}
+        # bold numbers, \mathrm{e}, \mathrm{d}x, v_{\text{max}}
+        (r"\\text\{([^{}a-zA-Z]*|[eid]|[PE](?=\}\s*\())\}", r"\1"),
+        (r"_\s*(?:\\text\{\s*([^{}]*?)\s*\}|\{\s*\\text\{\s*([^{}]*?)\s*\}\s*\})", r"_{\1\2}"),
         # units: \frac{\text{m}}{\text{s}^2}, \text{\frac{m}{s^2}}, and symbols after a number
         (
-            r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}",
+            r"\\frac\s*\{\s*\\text\{([^{}\\]*)\}\s*\}"
+            r"\s*\{\s*\\text\{([^{}]*)\}(\^\s*\{?[0-9]\}?)?\s*\}",
             r"\\text{\1/\2}\3",
         ),
         (r"\\text\{\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}^]*)(\^\s*[0-9])?\}\s*\}", r"\\text{\1/\2}\3"),
@@ -191,7 +193,8 @@ _REWRITES = [
         (r"^\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}\s*(?=\S)", ""),  # \text{The answer is } 5
         # what an identity holds for: f(x) = 2x for all real x
         (
-            r"(?<=\S)[\s,]*(?:\\text\{[\s,]*for (?:all|every|any)\b|\\forall(?![a-zA-Z]))(?:(?!\b(?:or|otherwise)\b).)*$",
+            r"(?<=\S)[\s,]*(?:\\text\{[\s,]*for (?:all|every|any)\b|\\forall(?![a-zA-Z]))"
+            r"(?:(?!\b(?:or|otherwise)\b).)*$",
             "",
         ),
         (r"(\(([a-z])\)\s*=[^,]*),\s*\2\s*∈\s*\\R\s*$", r"\1"),
@@ -217,7 +220,7 @@ _REWRITES = [
         (r"_\s*\{\s*([^{}]*?)\s*\}", r"_{\1}"),
         (r"\^\s*\{?\s*(?:\\prime\s*)+\}?", "'"),
         (r"([0-9]+|[a-zA-Z]|\([^()]*\))\s*!\s*\^", r"(\1!)^"),
-        # lists: words between the elements, \text{, and }; but not in an answer that is nothing but text
+        # lists: words between the elements, \text{, and }; but not in an answer that is all text
         (r"^\s*\\text\{([^{}]*)\}[\s.]*$", r"\1"),
         (r"([<>][^,<>]*?),?\s*(?:\\text\{[\s,]*or[\s,]*\}|\bor\b)(?=[^,<>]*[<>])", r"\1 ∪ "),
         (r"\\text\{[\s,;]*(?:and|or)[\s,;]*\}|,?\s*\b(?:and|or)\b(?![^{}]*\})", " , "),
@@ -227,7 +230,7 @@ _REWRITES = [
 
 
 def _brace_arguments(text: str) -> str:
-    r"""\frac12, \frac1{29}, \frac{40}7, \frac\pi 2, \sqrt2 -> the same with both arguments in braces."""
+    r"""\frac12, \frac1{29}, \frac{40}7, \frac\pi 2, \sqrt2 -> the same with all braces."""
     one = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))"
     text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?{one}", r"\\sqrt\1{\2}", text)
     text = re.sub(rf"\\(frac|binom){one}", r"\\\1{\2}", text)
@@ -240,16 +243,15 @@ def _brace_arguments(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """One spelling for LaTeX, Unicode and plain text. Does not change the meaning; currency and units stay."""
+    """One spelling for LaTeX, Unicode and plain text; the meaning, currency and units stay."""
     text = re.sub(r"\\(?:left|right)\s*\.|(?<!\\)\\[\[\]()]", " ", text)  # and display math
     text = re.sub(
         r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text
     )
     text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
     if len(re.findall(r"(?<!\\)\$", text)) == 1:
-        text = re.sub(
-            r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text
-        )  # a lone $ before a number is money, not math
+        # a lone $ before a number is money, not math
+        text = re.sub(r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text)
     text = re.sub(r"(?<!\\)\$", "", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -258,17 +260,26 @@ def normalise(text: str) -> str:
 
 
 # ---------------------------------------------------------------- READ
-# A reading is a tuple: ("leaf", text) | ("list", items) in any order | ("set", items) | ("bracket", "(", "]", items)
-# for tuples, vectors and intervals | ("matrix", rows) | ("eq", left text, right reading) | ("rel", sides, operators)
+# A reading is a tuple:
+#   ("leaf", text) | ("list", items) in any order | ("set", items) | ("matrix", rows)
+#   ("bracket", "(", "]", items) for tuples, vectors and intervals
+#   ("eq", left text, right reading) | ("rel", sides, operators)
 
 _OPEN, _CLOSE = "([{⦃", ")]}⦄"
-_LETTER = r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|log|ln|sin|cos|tan|pi\b|ldots|infty)[a-zA-Z]+\s*(?:\{[a-zA-Z]\})?)"
+_LETTER = (
+    r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|log|ln|sin|cos|tan|pi\b|ldots|infty)[a-zA-Z]+"
+    r"\s*(?:\{[a-zA-Z]\})?)"
+)
 _NAME = rf"{_LETTER}\s*(?:_\s*\{{[^{{}}]*\}})?\s*(?:'|\^\{{\\prime\s*\}})*"
-# What may stand before "=" and be dropped: x, x_1, f(x), AB, |AB|, \angle ABC, (x, y), [ABC], \max f, \text{Area}
+# What may stand before "=" and be dropped:
+# x, x_1, f(x), AB, |AB|, \angle ABC, (x, y), [ABC], \max f, \text{Area}
 _NAMED = re.compile(
-    rf"(?:\\(?:max|min|deg|gcd)\s*)?(?:{_NAME}\s*(?:(?:\^\{{-1\}}\s*)?\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
-    rf"|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)|m?\s*\\(?:angle|triangle|overline|arc|widehat)\s*\{{?[A-Z\s']+[A-Z0-9_{{}}]*\}}?"
-    r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()]*\)|\\text\{[^{}]*\}|[A-Za-z]{4,})"
+    r"(?:\\(?:max|min|deg|gcd)\s*)?"
+    rf"(?:{_NAME}\s*(?:(?:\^\{{-1\}}\s*)?\(\s*(?:{_NAME}|[0-9]+)(?:\s*,\s*{_NAME})*\s*\))?"
+    rf"|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)"
+    r"|m?\s*\\(?:angle|triangle|overline|arc|widehat)\s*\{?[A-Z\s']+[A-Z0-9_{}]*\}?"
+    r"|\|\s*\\?[A-Za-z]+\s*\||\[\s*[A-Z]+\s*\]|[A-Z]{2,}|[PE]\s*\([^()]*\)"
+    r"|\\text\{[^{}]*\}|[A-Za-z]{4,})"
 )
 _RELATION = re.compile(r"<=|>=|!=|<|>")
 
@@ -318,7 +329,7 @@ def _is_name(text: str) -> bool:
 
 
 def _plus_minus(text: str) -> list[str]:
-    """5 ± 3 -> [5 + 3, 5 - 3]. Several ± are independent, unless there is a ∓ to say that they are tied."""
+    """5 ± 3 -> [5 + 3, 5 - 3]. Several ± are independent, unless a ∓ says that they are tied."""
     if "∓" in text:
         return [text.translate({ord("±"): plus, ord("∓"): minus}) for plus, minus in ("+-", "-+")]
     pieces = text.split("±")
@@ -327,7 +338,7 @@ def _plus_minus(text: str) -> list[str]:
 
 
 def _make_list(items: list[tuple]) -> tuple:
-    """A list of readings: flat, and without a name that is only on its first element (n = 1, 2, 3)."""
+    """A list of readings: flat, without a name that only its first element has (n = 1, 2, 3)."""
     if items[0][0] == "eq" and all(item[0] != "eq" for item in items[1:]) and _is_name(items[0][1]):
         items = [items[0][2], *items[1:]]
     flat = [sub for item in items for sub in (item[1] if item[0] == "list" else [item])]
@@ -335,7 +346,7 @@ def _make_list(items: list[tuple]) -> tuple:
 
 
 def _read_matrix(text: str) -> tuple | None:
-    r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, with a scalar factor before it or without."""
+    r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}, in any brackets, perhaps after a factor."""
     match = re.fullmatch(
         r"([^=]*?)[\s(\[]*\\begin\{((?:small|[pbB])?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}[\s)\]]*",
         text,
@@ -362,7 +373,7 @@ def _relation(sides: list[str], operators: list[str]) -> tuple:
 
 
 def _as_intervals(reading: tuple) -> tuple:
-    """6 <= x -> [6, oo); 0 < f(x) < 1 -> (0, 1); x != 3 -> two intervals. Any other relation stays as it is."""
+    """6 <= x -> [6, oo); 0 < f(x) < 1 -> (0, 1); x != 3 -> two intervals; others stay."""
     if reading[0] != "rel":
         return reading
     sides, operators = reading[1:]
@@ -396,7 +407,7 @@ def _between(items: list[tuple]) -> tuple | None:
 
 
 def _without_points(points: list[str]) -> tuple:
-    """The real line without some points, as a list of intervals (points in the order of their values if known)."""
+    """The real line without some points (in order of value, if known), as a list of intervals."""
     values = {
         point: value[0]
         for point in points
@@ -460,22 +471,24 @@ def _unnamed(items: tuple) -> tuple:
     return tuple(item[2] if item[0] == "eq" else item for item in items)
 
 
-# ---------------------------------------------------------------- VALUES: numbers, units, expressions
+# ---------------------------------------------------------------- VALUES: number, unit, expression
 
 
 class Number(NamedTuple):
-    """An exact value; `digits` significant digits if written as a decimal that is no integer, else 0; last: its last place."""
+    """An exact value, and how it was written."""
 
     value: Fraction
-    digits: int = 0
-    last: Fraction = Fraction(0)
+    digits: int = 0  # significant digits of a decimal that is no integer
+    last: Fraction = Fraction(0)  # the last place of such a decimal
 
 
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _TEN = r"10\s*\^\s*\{\s*([-+]?[0-9]{1,4})\s*\}"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:(?P<decimal>{_DECIMAL})(?:\s*(?:\\times|\\cdot|x)\s*{_TEN}|[eE](?P<e>[-+]?[0-9]{{1,4}}))?"
-    rf"|{_TEN}|(?:(?P<whole>[0-9]+)\s*)?\\frac\{{\s*(?P<num>[-+]?{_DECIMAL})\s*\}}\s*\{{\s*(?P<den>[-+]?{_DECIMAL})\s*\}}"
+    rf"(?P<sign>[-+]?)\s*(?:(?P<decimal>{_DECIMAL})"
+    rf"(?:\s*(?:\\times|\\cdot|x)\s*{_TEN}|[eE](?P<e>[-+]?[0-9]{{1,4}}))?|{_TEN}"
+    rf"|(?:(?P<whole>[0-9]+)\s*)?\\frac\{{\s*(?P<num>[-+]?{_DECIMAL})\s*\}}"
+    rf"\s*\{{\s*(?P<den>[-+]?{_DECIMAL})\s*\}}"
     rf"|(?:(?P<whole2>[0-9]+)\s+)?(?P<num2>{_DECIMAL})\s*/\s*(?P<den2>{_DECIMAL})"
     r"|(?P<point>[0-9]*\.[0-9]*)\\(?:overline|bar|dot)\s*\{(?P<repeat>[0-9]+)\})"
 )
@@ -483,7 +496,7 @@ _NUMBER = re.compile(
 
 @lru_cache(8192)
 def number(text: str) -> Number | None:
-    """Integers, decimals, 4.4e7, 4.4 \\times 10^{7}, fractions, mixed numbers and 0.\\overline{3}, exactly."""
+    """Integers, decimals, 4.4e7, 4.4 \\times 10^{7}, fractions, mixed numbers, 0.\\overline{3}."""
     text = text.strip()
     while _wrapped(text, "({", ")}"):
         text = text[1:-1].strip()
@@ -528,26 +541,44 @@ def _table(*rows: str) -> dict[str, tuple[str, Fraction]]:
     return table
 
 
-# dimension factor=names: units of one dimension are converted into each other, those of two contradict each other
+# dimension factor=names: units of one dimension are converted, those of two contradict each other
 _UNITS = _table(
-    "length 1=m|meter|metre 1/100=cm|centimeter|centimetre 1/1000=mm|millimeter|millimetre 1000=km|kilometer|kilometre",
-    "length 1e-6=micron|um 1e-9=nm|nanometer 1e-10=angstrom 127/5000=in|inch|inche 381/1250=ft|foot|feet 1143/1250=yd|yard",
-    "length 201168/125=mi|mile",
-    "time 1=s|sec|second 60=min|minute 3600=h|hr|hour 86400=d|day 604800=wk|week 1/1000=ms|millisecond",
+    "length 1=m|meter|metre 1/100=cm|centimeter|centimetre 1/1000=mm|millimeter|millimetre",
+    "length 1000=km|kilometer|kilometre 1e-6=micron|um 1e-9=nm|nanometer 1e-10=angstrom",
+    "length 127/5000=in|inch|inche 381/1250=ft|foot|feet 1143/1250=yd|yard 201168/125=mi|mile",
+    "time 1=s|sec|second 60=min|minute 3600=h|hr|hour 86400=d|day 604800=wk|week",
+    "time 1/1000=ms|millisecond",
     "year 1=yr|year 1/12=month 10=decade",
-    "mass 1=kg|kilogram 1/1000=g|gm|gram 1e-6=mg|milligram 45359237/100000000=lb|pound 1000=ton|tonne",
-    "mass 45359237/1600000000=oz|ounce",
+    "mass 1=kg|kilogram 1/1000=g|gm|gram 1e-6=mg|milligram 1000=ton|tonne",
+    "mass 45359237/100000000=lb|pound 45359237/1600000000=oz|ounce",
     "volume 1=L|l|liter|litre 1/1000=mL|ml|milliliter|millilitre",
     "gallon 1=gal|gallon 1/4=quart 1/8=pint 1/16=cup",
     "dollar 1=$|¤|dollar|usd|USD|buck 1/100=cent|penny|pennie|¢",
-    "euro 1=€|euro|EUR", "sterling 1=£|GBP 1/100=pence", "rupee 1=rupee|Rs|₹", "yen 1=yen|¥",
+    "euro 1=€|euro|EUR",
+    "sterling 1=£|GBP 1/100=pence",
+    "rupee 1=rupee|Rs|₹",
+    "yen 1=yen|¥",
     "angle 1=°|degree|deg 1/60=arcminute 1/3600=arcsecond",
-    "pm 1=pm", "am 1=am", "radian 1=rad|radian", "celsius 1=celsius|°C", "fahrenheit 1=fahrenheit|°F", "kelvin 1=K|kelvin",
-    "force 1=N|newton 1000=kN", "energy 1=J|joule 1000=kJ 1e-7=erg", "eV 1=eV 1000=keV 1000000=MeV 1000000000=GeV",
-    "calorie 1=cal|calorie 1000=kcal", "power 1=W|watt 1000=kW", "voltage 1=V|volt", "resistance 1=ohm", "current 1=A|amp|ampere",
-    "frequency 1=Hz|hertz 1000=kHz 1000000=MHz 1000000000=GHz", "pressure 1=Pa|pascal 1000=kPa 101325=atm",
-    "amount 1=mol|mole", "parsec 1=pc|parsec 1000=kpc 1000000=Mpc", "acre 1=acre",
-)  # fmt: skip
+    "pm 1=pm",
+    "am 1=am",
+    "radian 1=rad|radian",
+    "celsius 1=celsius|°C",
+    "fahrenheit 1=fahrenheit|°F",
+    "kelvin 1=K|kelvin",
+    "force 1=N|newton 1000=kN",
+    "energy 1=J|joule 1000=kJ 1e-7=erg",
+    "eV 1=eV 1000=keV 1000000=MeV 1000000000=GeV",
+    "calorie 1=cal|calorie 1000=kcal",
+    "power 1=W|watt 1000=kW",
+    "voltage 1=V|volt",
+    "resistance 1=ohm",
+    "current 1=A|amp|ampere",
+    "frequency 1=Hz|hertz 1000=kHz 1000000=MHz 1000000000=GHz",
+    "pressure 1=Pa|pascal 1000=kPa 101325=atm",
+    "amount 1=mol|mole",
+    "parsec 1=pc|parsec 1000=kpc 1000000=Mpc",
+    "acre 1=acre",
+)
 
 
 def _strip_text(text: str) -> str:
@@ -557,12 +588,9 @@ def _strip_text(text: str) -> str:
 
 @lru_cache(4096)
 def unit(text: str) -> tuple[frozenset, Fraction] | None:
-    r"""Dimensions and factor of \text{ cm}^{2}, km/h, square feet, miles per hour, mph; None if not known: no claim."""
-    text = re.sub(
-        r"\bmph\b",
-        "mile/hour",
-        re.sub(r"\bkm?ph\b", "km/hour", _strip_text(text).replace("\\cdot", " ")),
-    )
+    r"""Dimensions and factor of \text{ cm}^{2}, km/h, square feet, mph; None (no claim) else."""
+    text = re.sub(r"\bkm?ph\b", "km/hour", _strip_text(text).replace("\\cdot", " "))
+    text = re.sub(r"\bmph\b", "mile/hour", text)
     text = re.sub(r"\b([ap])\. ?m\b", r"\1m", re.sub(r"\bper\b", "/", text))
     powers, factor, sign, power_next = {}, Fraction(1), 1, 1
     for word, power, slash in re.findall(
@@ -574,10 +602,8 @@ def unit(text: str) -> tuple[frozenset, Fraction] | None:
         elif word in ("square", "sq", "cubic", "cu"):
             power_next = 2 if word[0] == "s" else 3
         else:
-            known = next(
-                (_UNITS[w] for w in (word, word.lower(), word.lower().rstrip("s")) if w in _UNITS),
-                None,
-            )
+            spellings = (word, word.lower(), word.lower().rstrip("s"))
+            known = next((_UNITS[w] for w in spellings if w in _UNITS), None)
             if not known:
                 return None
             exponent = sign * power_next * int(power or 1)
@@ -594,7 +620,7 @@ _TAIL = re.compile(r"(?:\\text\{[^{}]*\}|\^\s*\{?\s*[-+]?[0-9]\s*\}?|\\cdot|[a-z
 
 @lru_cache(8192)
 def split_unit(text: str) -> tuple[str, str]:
-    r"""("64", "\text{ cm}^{2}") for 64\text{ cm}^{2}; ("18.90", "¤") for ¤18.90; ("28", "%") for 28%."""
+    r"""64\text{ cm} -> ("64", "\text{ cm}"); ¤18.90 -> ("18.90", "¤"); 28% -> ("28", "%")."""
     text = text.strip()
     if match := re.fullmatch(r"(-?)\s*([¤€£¥₹])\s*([^¤€£¥₹]+)", text):
         value, tail = split_unit(match[1] + match[3])
@@ -621,28 +647,26 @@ def split_unit(text: str) -> tuple[str, str]:
     if match := re.fullmatch(
         r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text
     ):
-        # bare words after a number: 5 cm, 10 dogs; one letter alone is a variable (7.6Z), and so may be two (2xy)
+        # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy
         if number(match[1]) and (
             len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))
         ):
             return match[1], match[3]
-        if (
-            match[2] and "10^" in match[1] and number(match[1]) and unit(match[3])
-        ):  # 7 \times 10^{5} K
+        # 7 \times 10^{5} K
+        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):
             return match[1], match[3]
     return text, ""
 
 
-# ---------------------------------------------------------------- EVALUATE an expression at fixed random points
+# ---------------------------------------------------------------- EVALUATE at fixed random points
 
 
 class TooLarge(ArithmeticError):
     """A power, factorial or power tower that will not be computed."""
 
 
-CONTEXTS = {
-    digits: mpmath.MPContext() for digits in (40, 80)
-}  # own contexts: the global precision is not touched
+# own contexts: the global precision is not touched
+CONTEXTS = {digits: mpmath.MPContext() for digits in (40, 80)}
 for _digits, _context in CONTEXTS.items():
     _context.dps = _digits
 POINTS = 5  # the first three have all variables positive, the others have signs
@@ -650,43 +674,48 @@ _MATH = ConversionConfig(lowercase_symbols=False)  # math-verify's default merge
 
 
 def too_complex(text: str) -> bool:
-    """The guard before the parser: length, nesting, power towers, the sizes of literal exponents and factorials, and
-    bars and sums in a row, for each of which the parser's time doubles."""
+    """The guard before the parser: length, nesting, power towers, the sizes of literal exponents
+    and factorials, and bars and sums in a row, for each of which the parser's time doubles."""
     return (
         len(text) > MAX_EXPRESSION
         or not 0 <= _depth(text) <= MAX_DEPTH
         or text.count("^") > 40
         or text.count("|") > 8
         or len(re.findall(r"\\(?:sum|prod|int)", text)) > 3
-        or bool(
-            re.search(
-                r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}",
-                text,
-            )
-        )
+        or bool(_TOO_LARGE.search(text))
     )
 
 
-_GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon
-    phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega hbar ell odot prime partial""".split()
-# The only commands that may reach the parser: matrices, det, gcd and so on would be computed there and then.
-_ALLOWED = {*_GREEK} | set(
-    """frac sqrt binom cdot times div ln log exp sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan pi infty
-    lfloor rfloor lceil rceil dot ddot bar overline hat vec sum prod int""".split()
+_TOO_LARGE = re.compile(
+    r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}"
 )
+_GREEK = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho
+sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega
+hbar ell odot prime partial
+""".split()
+# The only commands that may reach the parser: others (matrices, det, gcd) it would compute at once.
+_OTHERS = """
+frac sqrt binom cdot times div ln log exp sin cos tan cot sec csc sinh cosh tanh arcsin arccos
+arctan pi infty lfloor rfloor lceil rceil dot ddot bar overline hat vec sum prod int
+""".split()
+_ALLOWED = {*_GREEK, *_OTHERS}
 _SUFFIX = r"(?:\s*_\s*\{[^{}]*\})?'*"
 _SYMBOL = re.compile(
-    rf"(?P<symbol>(?:\\(?:d?dot|bar|overline|hat|vec)\s*\{{\s*\\?[a-zA-Z]+\s*\}}|\\(?:{'|'.join(_GREEK)})(?![a-zA-Z])|(?<!\\)[a-zA-Z]){_SUFFIX})"
-    r"|\\[a-zA-Z]+(?:\s*_\s*\{[^{}]*\})?"  # any other command, with the base of a \log or the range of a \sum
+    r"(?P<symbol>(?:\\(?:d?dot|bar|overline|hat|vec)\s*\{\s*\\?[a-zA-Z]+\s*\}"
+    rf"|\\(?:{'|'.join(_GREEK)})(?![a-zA-Z])|(?<!\\)[a-zA-Z]){_SUFFIX})"
+    # any other command, with the base of a \log or the range of a \sum
+    r"|\\[a-zA-Z]+(?:\s*_\s*\{[^{}]*\})?"
 )
 
 
 @lru_cache(4096)
 def parse(text: str) -> tuple:
-    r"""(sympy's tree for an expression, unevaluated; the names behind its letters); (None, {}) if it is too complex, or none.
+    r"""(sympy's tree, unevaluated; the names behind its letters); (None, {}) if it cannot be had.
 
-    Names with subscripts, accents or primes, and Greek ones, are replaced by single letters: the parser needs up to
-    a second for them, takes \gamma^2 for the square of the Gamma function, and drops primes.
+    Names with subscripts, accents or primes, and Greek ones, are replaced by single letters. The
+    parser needs up to a second for them, takes \gamma^2 for the Gamma function's square, and drops
+    primes.
     """
     plain = re.sub(r"_\s*\{\s*[a-zA-Z]\s*=", "", text)
     if (
@@ -697,9 +726,8 @@ def parse(text: str) -> tuple:
         return None, {}
     if any(command not in _ALLOWED for command in re.findall(r"\\([a-zA-Z]+)", text)):
         return None, {}
-    text = re.sub(
-        r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text
-    )  # 1/2x is x/2
+    # 1/2x is x/2
+    text = re.sub(r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
     while match := re.search(r"\\binom\s*\{", text):  # sympy would multiply \binom{10^9}{10^8} out
         middle = _closing(text, match.end() - 1)
@@ -717,9 +745,8 @@ def parse(text: str) -> tuple:
         name = re.sub(r"[\s{}]", "", match[0])
         if len(name) == 1 or not match["symbol"]:
             return match[0]
-        short = next((short for short, long in names.items() if long == name), None) or (
-            letters and letters.pop()
-        )
+        known = next((short for short, long in names.items() if long == name), None)
+        short = known or (letters and letters.pop())
         if not short:
             return match[0]
         names[short] = name
@@ -727,34 +754,31 @@ def parse(text: str) -> tuple:
 
     text = _SYMBOL.sub(letter, text)
     try:
-        return latex2sympy(
-            text, is_real=True, normalization_config=None, conversion_config=_MATH
-        ), names
-    except Exception:  # the parser raises bare Exceptions on anything it cannot read, so nothing narrower can be caught
+        options = {"is_real": True, "normalization_config": None, "conversion_config": _MATH}
+        return latex2sympy(text, **options), names
+    except Exception:  # the parser raises nothing narrower on what it cannot read
         return None, {}
 
 
 def _key(node, names: dict) -> str:
-    """A tree as text, independent of the order of sums and products: the identity of what is not evaluated."""
+    """A tree as text, in no order of sums and products: the identity of what is not evaluated."""
     if not getattr(node, "args", ()):
         return names.get(str(node), str(node))
     parts = [_key(argument, names) for argument in node.args]
-    return (
-        f"{type(node).__name__}({','.join(sorted(parts) if node.is_Add or node.is_Mul else parts)})"
-    )
+    parts = sorted(parts) if node.is_Add or node.is_Mul else parts
+    return f"{type(node).__name__}({','.join(parts)})"
 
 
 def _point(name: str, point: int) -> Fraction:
-    """The value of a variable, or of something opaque, at a point: from its name alone, so always the same."""
+    """The value of a variable, or of something opaque, at a point: always the same of a name."""
     dice = random.Random(f"{name}/{point}")
-    value = Fraction(
-        dice.randrange(70, 300) * (1, 4, 30, 1, 7)[point], 64
-    )  # to 5, and larger, for floors
+    scale = (1, 4, 30, 1, 7)[point]  # from 1 to 5, and larger, for floors
+    value = Fraction(dice.randrange(70, 300) * scale, 64)
     return value if point < 3 or dice.random() < 0.5 else -value
 
 
 def _power(base, exponent, mp):
-    """base ** exponent, exact if it can be; odd roots of negative reals are real, as school has it."""
+    """base ** exponent, exact if it can be; odd roots of negative reals are real, as in school."""
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if exponent.denominator == 1:
             bits = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -777,13 +801,12 @@ def _factorial(n, mp):
     return mp.gamma(n + 1)
 
 
-_ALIKE = set(
-    "exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split()
-)  # sympy's names are mpmath's
+# sympy's names are mpmath's
+_ALIKE = set("exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split())
 
 
 def _evaluate(node, names: dict[str, str], point: int, mp):
-    """Value of a tree at a point: a Fraction as long as it is exact, else a float of the context mp."""
+    """Value of a tree at a point: a Fraction while it is exact, else a float of the context mp."""
     name = type(node).__name__
     if node.is_Rational:
         return Fraction(int(node.p), int(node.q))
@@ -823,7 +846,7 @@ def _evaluate(node, names: dict[str, str], point: int, mp):
 
 @lru_cache(8192)
 def values_of(text: str, digits: int = 40) -> tuple | None:
-    """The values of an expression at all points (None where it has none); None if it is no expression."""
+    """The values of an expression at all points, None where it has none; None if it is none."""
     if exact := number(text):
         return (exact.value,) * POINTS
     tree, names = parse(text)
@@ -835,9 +858,7 @@ def values_of(text: str, digits: int = 40) -> tuple | None:
             value = _evaluate(tree, names, point, CONTEXTS[digits])
             values.append(value if CONTEXTS[digits].isfinite(value) else None)
         except (ArithmeticError, ValueError, TypeError, RecursionError):
-            values.append(
-                None
-            )  # a pole, a size, or a type (the floor of a complex number) that has no value
+            values.append(None)  # a pole, a size, or a type (the floor of a complex number)
     return tuple(values)
 
 
@@ -861,7 +882,8 @@ def _close(x, y) -> bool:
 
 
 def _both_vanish(a: str, g: str, point: int) -> bool:
-    """Is the difference only what cancellation leaves? sin^2 + cos^2 - 1 is 1e-41, and 1e-81 with 80 digits; e^{-99} stays."""
+    """Is the difference only what cancellation leaves? With 80 digits sin^2 + cos^2 - 1 shrinks
+    from 1e-41 to 1e-81, and e^{-99} stays."""
     sizes = []
     for digits in CONTEXTS:
         mp, pair = CONTEXTS[digits], [values_of(text, digits)[point] for text in (a, g)]
@@ -870,7 +892,7 @@ def _both_vanish(a: str, g: str, point: int) -> bool:
 
 
 def same_expression(a: str, g: str) -> bool:
-    """Equal at all points where both have a value (and at those with negative variables, where both are real)."""
+    """Equal at all points where both have a value (if a variable is negative: are real)."""
     xs, ys = values_of(a), values_of(g)
     if not xs or not ys:
         return False
@@ -883,7 +905,7 @@ def same_expression(a: str, g: str) -> bool:
 
 
 def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False) -> bool:
-    """Is a[0] - a[1] a constant multiple of g[0] - g[1]? So for equations, and with `positive` for inequalities."""
+    """Is a[0] - a[1] a constant multiple of g[0] - g[1]? With `positive` for inequalities."""
     sides = [values_of(text) for text in (*a, *g)]
     if None in sides:
         return False
@@ -902,35 +924,18 @@ def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False)
     return all(_close(r, ratios[0]) for r in ratios)
 
 
-# ---------------------------------------------------------------- COMPARE (a: answer, g: gold, error: absolute tolerance)
+# ---------------------------------------------------------------- COMPARE
+# a: answer, g: gold, error: absolute tolerance
 
-_NOTHING = {
-    **dict.fromkeys(
-        [
-            "nosolution",
-            "norealsolution",
-            "nosuch",
-            "none",
-            "emptyset",
-            "\\emptyset",
-            "theemptyset",
-            "empty",
-        ],
-        "∅",
-    ),
-    **dict.fromkeys(["dne", "doesnotexist", "undefined", "limitdoesnotexist"], "undefined"),
-}
-_WORDS = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve".split(),
-        map(str, range(13)),
-        strict=True,
-    )
-)
+_EMPTY = r"nosolution norealsolution nosuch none emptyset \emptyset theemptyset empty".split()
+_UNDEFINED = "dne doesnotexist undefined limitdoesnotexist".split()
+_NOTHING = dict.fromkeys(_EMPTY, "∅") | dict.fromkeys(_UNDEFINED, "undefined")
+_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_WORDS = {word: str(i) for i, word in enumerate(_NUMBERS)}
 
 
 def _word(text: str) -> str | None:
-    """A text answer without case, spaces, punctuation and article; names of "nothing" and of numbers are unified."""
+    """A text answer without case, spaces, punctuation and article; numbers and "none" unified."""
     bare = _strip_text(text).strip()
     if not re.fullmatch(r"\\emptyset|[^\W\d_](?:[^\W\d_]|[\s.,;'’\"`!?-])*", bare):
         return None  # has digits or operators: no text
@@ -942,16 +947,17 @@ def _word(text: str) -> str | None:
 
 def _choice(text: str) -> str | None:
     r"""C, for (C), C., \text{(C)}, (\text{c}); None for anything but one letter."""
-    match = re.fullmatch(
-        r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-Za-z])\s*\)?[.:)]?", _strip_text(text).strip()
-    )
+    choice = r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-Za-z])\s*\)?[.:)]?"
+    match = re.fullmatch(choice, _strip_text(text).strip())
     return match and match[1]
 
 
 def _base(text: str) -> tuple[str, str] | None:
     r"""("A5", "11") for A5_{11}, A5 (base 11)."""
     match = re.fullmatch(
-        r"(-?)\s*\(?([0-9A-Z ]*[0-9][0-9A-Z ]*|[A-Z]{2,})\)?\s*(?:_\s*\{\s*\(?(?:base)?\s*([0-9]+|[a-z]+)\s*\)?\s*\}|\(?\s*base\s*([0-9]+|[a-z]+)\s*\)?)",
+        r"(-?)\s*\(?([0-9A-Z ]*[0-9][0-9A-Z ]*|[A-Z]{2,})\)?\s*"
+        r"(?:_\s*\{\s*\(?(?:base)?\s*([0-9]+|[a-z]+)\s*\)?\s*\}"
+        r"|\(?\s*base\s*([0-9]+|[a-z]+)\s*\)?)",
         _strip_text(text).strip(),
     )
     if not match:
@@ -974,9 +980,8 @@ def _same_ratio(a: str, g: str, error: float | None) -> bool:
     """3:4 is 6:8 and 3/4; 4:51 p.m. is 16:51, and 4:51."""
     clock_a, clock_g = _clock(a), _clock(g)
     if clock_a and clock_g:
-        return clock_a[:2] == clock_g[:2] and (
-            clock_a[2] == clock_g[2] or "" in (clock_a[2], clock_g[2])
-        )
+        (*time_a, half_a), (*time_g, half_g) = clock_a, clock_g
+        return time_a == time_g and (half_a == half_g or "" in (half_a, half_g))
     xs, ys = a.split(":"), g.split(":")
     if len(xs) != len(ys):
         x, y = (f"({parts[0]})/({parts[1]})" if len(parts) == 2 else parts[0] for parts in (xs, ys))
@@ -991,8 +996,8 @@ def _same_ratio(a: str, g: str, error: float | None) -> bool:
 def same_number(a: Number, g: Number) -> bool:
     """Exact, but for golds that were rounded and answers that had to be.
 
-    A decimal gold of 4 or more digits accepts a relative 1e-4 (an integer or a short decimal is exact); a gold that is
-    no decimal at all, 1/12, accepts 6 or more digits of it.
+    A decimal gold of 4 or more digits accepts a relative 1e-4 (an integer or a short decimal is
+    exact); a gold that is no decimal at all, 1/12, accepts 6 or more digits of it.
     """
     if a.value == g.value:
         return True
@@ -1010,7 +1015,7 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
     """Two values without units: as base-n numerals, as exact numbers, or as expressions."""
     base_a, base_g = _base(a), _base(g)
     if base_g:
-        # "express it in base 8": 52 is what was asked for, 52_9 and the 42 that it is in base ten are not
+        # "express it in base 8": 52 is right; 52_9, and 42 (which it is in base ten), are not
         return (base_a or (a.replace(" ", "").lstrip("0"), base_g[1])) == base_g
     if base_a:
         return base_a[1] == "10" and _same_value(base_a[0], g, error)
@@ -1033,9 +1038,8 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
 
 
 def _decimal(value) -> Number:
-    return Number(
-        value if isinstance(value, Fraction) else Fraction(CONTEXTS[40].nstr(value.real, 35))
-    )
+    exact = isinstance(value, Fraction)
+    return Number(value if exact else Fraction(CONTEXTS[40].nstr(value.real, 35)))
 
 
 def _is_constant(values: tuple) -> bool:
@@ -1043,7 +1047,8 @@ def _is_constant(values: tuple) -> bool:
 
 
 def _same_with_units(a: str, g: str, error: float | None) -> bool:
-    """A unit that contradicts the gold's is wrong, one that can be converted is; a missing or unknown one says nothing."""
+    """A unit that contradicts the gold's is wrong, one that can be converted is converted; a
+    missing or unknown one says nothing."""
     (va, ua), (vg, ug) = split_unit(a), split_unit(g)
     if (
         ug
@@ -1068,9 +1073,8 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
         # 28% is written 28 or 0.28; but 0.35 is not 35, and 0.35% is not 0.35
         percent, plain = (va, vg) if ua else (vg, va)
         small = ua and (n := number(vg)) and abs(n.value) < 1
-        tries = [(_times(percent, Fraction(1, 100)), error and error / 100)] + (
-            [] if small else [(percent, error)]
-        )
+        tries = [(_times(percent, Fraction(1, 100)), error and error / 100)]
+        tries += [] if small else [(percent, error)]
         return any(_same_value(*((p, plain) if ua else (plain, p)), e) for p, e in tries)
     known_a, known_g = ua and unit(ua), ug and unit(ug)
     if known_a and known_g:
@@ -1093,20 +1097,17 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
 
 
 _POWERS = r"((?:[a-zA-Z\s.]|\\cdot|\^\{[0-9]\})+)"
-_FRACTION_UNIT = re.compile(
-    rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}"
-)  # 5\frac{m}{s}
+# 5\frac{m}{s}
+_FRACTION_UNIT = re.compile(rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}")
 _DOLLAR = frozenset({("dollar", 1)})
 _ANGLES = frozenset({("angle", 1)}), frozenset({("radian", 1)})
 
 
 def _times(text: str, factor: Fraction) -> str:
     exact = number(text)
-    return (
-        str(exact.value * factor)
-        if exact
-        else rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
-    )
+    if exact:
+        return str(exact.value * factor)
+    return rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
 
 
 def _squeeze(text: str) -> str:
@@ -1122,9 +1123,8 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
     if not a or not g:
         return False
     if "≈" in a or "≈" in g:  # 23/3 ≈ 7.67: the first says it; a gold gives the choice
-        first = next(
-            (side.strip() for side in a.split("≈") if side.strip() and not _is_name(side)), ""
-        )
+        sides = (side.strip() for side in a.split("≈"))
+        first = next((side for side in sides if side and not _is_name(side)), "")
         return any(same_leaf(first, side.strip(), error) for side in g.split("≈") if side.strip())
     word_a, word_g = _word(a), _word(g)
     if word_a and word_a == word_g:
@@ -1156,7 +1156,7 @@ def _plain_degrees(text: str) -> str:
 
 
 def _same_items(a: tuple, g: tuple, error: float | None, repeated: bool) -> bool:
-    """Unordered and complete. An answer may repeat an element; a gold list that does (a double root) wants it repeated."""
+    """Unordered and complete. An answer may repeat an element; if a gold list does, it must."""
     if len(set(a)) > len(g) or len(a) > MAX_ITEMS or (repeated and len(a) < len(g)):
         return False
     equal = [[same(x, y, error) for y in g] for x in a]
@@ -1176,16 +1176,12 @@ def _in_order(reading: tuple) -> tuple | None:
     """The elements of what has an order: a tuple, a bare list, a matrix of one row or column."""
     if reading[0] == "matrix":
         rows = reading[1]
-        return (
-            rows[0]
-            if len(rows) == 1
-            else tuple(row[0] for row in rows)
-            if all(len(row) == 1 for row in rows)
-            else None
-        )
-    return {"bracket": lambda: reading[3], "list": lambda: _unnamed(reading[1])}.get(
-        reading[0], lambda: None
-    )()
+        if len(rows) == 1:
+            return rows[0]
+        return tuple(row[0] for row in rows) if all(len(row) == 1 for row in rows) else None
+    if reading[0] == "list":
+        return _unnamed(reading[1])
+    return reading[3] if reading[0] == "bracket" else None
 
 
 def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
@@ -1203,9 +1199,8 @@ def _same_collections(a: tuple, g: tuple, error: float | None) -> bool:
         names = [[item[1] if item[0] == "eq" else None for item in r[1]] for r in (a, g)]
         if not (all(names[1]) and len(set(names[1])) > 1 and not any(names[0])):
             return _same_items(a[1], g[1], error, repeated="set" not in kinds)
-    if (
-        kinds == {"bracket"} and len(g[3]) == 2
-    ):  # an interval, or a pair: the brackets count, except at infinity
+    # an interval, or a pair: the brackets count, except at infinity
+    if kinds == {"bracket"} and len(g[3]) == 2:
         for side in (1, 2):
             if a[side] != g[side] and r"\infty" not in str(g[3][side - 1]):
                 return False
@@ -1223,16 +1218,13 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
             return same(a[2], g[2], error)
         if _is_name(a[1]) and _is_name(g[1]):
             functions = [re.fullmatch(r"(.+)\(([a-z])\)", left) for left in (left_a, left_g)]
-            if (
-                all(functions) and functions[0][1] == functions[1][1] and a[2][0] == "leaf"
-            ):  # f(t) = 2t is f(x) = 2x
-                renamed = re.sub(
-                    rf"(?<![\\a-zA-Z]){functions[0][2]}(?![a-zA-Z])", functions[1][2], a[2][1]
-                )
+            # f(t) = 2t is f(x) = 2x
+            if all(functions) and functions[0][1] == functions[1][1] and a[2][0] == "leaf":
+                variable = rf"(?<![\\a-zA-Z]){functions[0][2]}(?![a-zA-Z])"
+                renamed = re.sub(variable, functions[1][2], a[2][1])
                 return same(("leaf", renamed), g[2], error)
-            words = any(
-                "\\text" in left or len(left) > 3 and left.isalpha() for left in (left_a, left_g)
-            )
+            lefts = (left_a, left_g)
+            words = any("\\text" in left or len(left) > 3 and left.isalpha() for left in lefts)
             if (words or any(functions) != all(functions)) and same(a[2], g[2], error):
                 return True
         return a[2][0] == g[2][0] == "leaf" and proportional((a[1], a[2][1]), (g[1], g[2][1]))
@@ -1248,7 +1240,7 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
         return False
     if same(*((("leaf", name), g) if equation is a else (a, ("leaf", name))), error):
         return True  # 0.56 = 56%, (x + 1)^2 = x^2 + 2x + 1: both sides are right
-    # x + y = 5 answers "what is x + y?", but if it is the gold then 5 is not all of it; 3 + 5 = 7 is wrong
+    # x + y = 5 answers "what is x + y?", but as the gold it wants more than 5; 3 + 5 = 7 is wrong
     return (
         equation is a
         and other[0] == "leaf"
@@ -1289,7 +1281,7 @@ def same(a: tuple, g: tuple, error: float | None = None) -> bool:
 
 
 def _readings(text: str, multiple: bool) -> list[tuple]:
-    """58,500 is a number, or a list of two; inside of brackets, or of a gold with several values, it is a list."""
+    """58,500 is a number or a list; in brackets, or for a gold of several values, it is a list."""
     readings = [read(text)]
     if not multiple and not re.search(r"[(\[⦃]", text):
         joined = re.sub(
@@ -1311,15 +1303,12 @@ def _golds(gold: str | Gold) -> tuple[list[str], float | None, bool]:
         mark = mark if mark in ("°", "%") else rf" \text{{{mark}}}"
         answers = [a if split_unit(normalise(a))[1] else a + mark for a in answers]
     match = re.search(r"[0-9.]+(?:e-?[0-9]+)?", gold.error or "")
-    return (
-        [normalise(answer) for answer in answers],
-        float(match[0]) if match else None,
-        gold.multiple,
-    )
+    error = float(match[0]) if match else None
+    return [normalise(answer) for answer in answers], error, gold.multiple
 
 
 def equivalent(answer: str, gold: str | Gold) -> bool:
-    """Is the answer right? Pure and deterministic; an answer that is too long or too complex is wrong, not slow."""
+    """Is the answer right? Pure and deterministic; one too long or too complex is wrong."""
     if "\\boxed" in answer or "</think>" in answer:
         answer = last_box(answer.rsplit("</think>", 1)[-1]) or ""
     if len(answer) > MAX_CHARS or not answer.strip():
@@ -1337,16 +1326,11 @@ def _right(a: str, g: str, error: float | None, multiple: bool) -> bool:
     if _depth(g) < 0 or _depth(a) < 0:
         return False
     option = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)])\s*([^\s+*/^_=-].*)", _strip_text(a))
-    if (
-        option
-        and option[3][0] not in "(\\|,;&"
-        or option
-        and option[3].startswith(("\\frac", "\\sqrt", "\\text"))
-    ):
-        letter = _choice(g)  # (C) 15 is C, if that is the gold, or 15
-        return (
-            letter == (option[1] or option[2]) if letter else _right(option[3], g, error, multiple)
-        )
+    commands = ("\\frac", "\\sqrt", "\\text")
+    if option and (option[3][0] not in "(\\|,;&" or option[3].startswith(commands)):
+        if letter := _choice(g):  # (C) 15 is C, if that is the gold, or 15
+            return letter == (option[1] or option[2])
+        return _right(option[3], g, error, multiple)
     return any(same(x, y, error) for y in _readings(g, multiple) for x in _readings(a, multiple))
 
 

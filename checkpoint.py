@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from buffer import Buffer
 from config import Config
+from data import model_folder
 from metrics import rewind_metrics
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
@@ -176,11 +177,7 @@ def main(run: str, folder: str = "") -> None:
             f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
             "(--save_every says when)"
         )
-    name = json.loads(Path(run, "config.json").read_text())["model"]
-    if name.split(":")[0] == "tiny":
-        import tiny
-
-        name = tiny.make_base_model(settings=tiny.named(name), quiet=True)
+    name = model_folder(json.loads(Path(run, "config.json").read_text())["model"])
     transformers_logging.disable_progress_bar()
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")

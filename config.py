@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from importlib.util import find_spec
@@ -325,6 +326,19 @@ def check_out(cfg: Config) -> None:
                 f"--{name} {new[name]}: the run in --out {out} has --{name} {old.get(name)}; go on "
                 "with that value, or name a new folder"
             )
+
+
+def check_shared(out: str) -> None:
+    """ValueError where this node does not see what rank 0 has just written: it would save its part
+    of each checkpoint elsewhere."""
+    deadline = time.time() + 60  # network file systems take their time
+    while not Path(out, "config.json").exists():
+        if time.time() > deadline:
+            raise ValueError(
+                f"--out {out}: is not one folder for all nodes; name one on a file system that all "
+                "of them see"
+            )
+        time.sleep(0.5)
 
 
 def command(cfg: Config) -> str:

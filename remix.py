@@ -34,7 +34,6 @@ import gc
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -55,9 +54,9 @@ import metrics
 import parallel
 import siblings
 from buffer import REMIX, Buffer, Group, Response, fresh_prompts
-from config import Config, check_config, check_out, parse_config
-from data import Problem, describe, load_problems
-from eval import decode, load_tokenizer, reflection_rate, sample, summarize
+from config import Config, check_config, check_out, check_shared, parse_config
+from data import Problem, load_run
+from eval import decode, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader
@@ -381,55 +380,6 @@ def train(
 # -------------------------------------------------------------------------------------- the command
 
 
-def load_data(cfg: Config) -> tuple:
-    """-> model path, tokenizer, training problems, evaluation problems (none without eval_data),
-    lines that say what was dropped. ValueError with one sentence when the model or the data cannot
-    be had."""
-    model_path = cfg.model
-    if cfg.model.split(":")[0] == "tiny":
-        import tiny
-
-        settings = tiny.named(cfg.model)
-        if dist.get_rank() == 0:
-            tiny.make_base_model(settings=settings)
-        dist.barrier()
-        model_path = tiny.make_base_model(settings=settings, quiet=True)
-    tokenizer, context = load_tokenizer(model_path)
-    for name in ("max_tokens", "eval_max_tokens"):
-        if context is not None and cfg.max_prompt_tokens + getattr(cfg, name) > context:
-            raise ValueError(
-                f"--{name} {getattr(cfg, name)}: with --max_prompt_tokens {cfg.max_prompt_tokens} "
-                f"that is more than the {context} tokens of context of {cfg.model}; lower one of "
-                "them"
-            )
-    how = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
-    names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
-    problems, counts = load_problems(
-        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **how, **names
-    )
-    lines, eval_problems = [f"train: {describe(counts)}"], []
-    eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
-    if eval_data:
-        eval_problems, counts = load_problems(
-            eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **how
-        )
-        lines.append(f"eval:  {describe(counts)}")
-    return model_path, tokenizer, problems, eval_problems, lines
-
-
-def check_shared(out: str) -> None:
-    """ValueError where this node does not see what rank 0 has just written: it would save its part
-    of each checkpoint elsewhere."""
-    deadline = time.time() + 60  # network file systems take their time
-    while not Path(out, "config.json").exists():
-        if time.time() > deadline:
-            raise ValueError(
-                f"--out {out}: is not one folder for all nodes; name one on a file system that all "
-                "of them see"
-            )
-        time.sleep(0.5)
-
-
 def stop(error: Exception) -> None:
     """End with one sentence, not a traceback; under torchrun one rank of each node says it."""
     sys.exit(f"remix.py: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
@@ -448,7 +398,7 @@ def main() -> None:
                 f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take "
                 "one that does"
             )
-        *loaded, lines = parallel.on_every_rank(load_data, cfg)
+        *loaded, lines = parallel.on_every_rank(load_run, cfg)
         if rank == 0:
             print("\n".join(lines))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)

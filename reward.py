@@ -2,10 +2,11 @@
 
     extract_answer(response, format) -> the answer a response gives, or None
     equivalent(answer, gold)         -> do two answers mean the same? (answers.py)
-    Grader(workers).score(...)       -> the rewards of a whole step, in worker processes that a hostile answer cannot hold up
+    Grader(workers).score(...)       -> the rewards of a whole step, from worker processes
 
-Only the response is graded, never its prompt. The last box counts, and an empty or unfinished last box is no answer. What
-the workers could not grade in time, and golds that cannot be read, are counted and reported, never silent.
+Only the response is graded, never its prompt. The last box counts; if it is empty or unfinished,
+there is no answer. No answer can hold a worker up: what was not graded in time is wrong. That, and
+golds that cannot be read, are counted and reported, never silent.
 """
 
 import json
@@ -26,33 +27,31 @@ from answers import MAX_CHARS, Gold, equivalent, last_box, parsable
 
 
 class Scores(NamedTuple):
-    """rewards and answers are parallel to the responses; kills counts the gradings (not the responses) that failed."""
+    """Of a step; rewards and answers are parallel to its responses."""
 
     rewards: list[float]
     answers: list[str | None]
-    kills: int
-    unparsable: int
+    kills: int  # gradings (not responses) that failed
+    unparsable: int  # golds that cannot be read
 
 
 def extract_answer(response: str, format: str) -> str | None:
-    r"""The answer of a response (without its prompt), or None if it has none or its format is wrong.
+    r"""The answer of a response (without its prompt); None if it has none or its format is wrong.
 
-    r1: exactly one </think>, and the box after it.  boxed: the box, after the last </think> if there is one.
-    tags: <think>...</think><answer>...</answer> and nothing else; the prompt may already have opened <think>.
+    r1:    exactly one </think>, and the box after it
+    boxed: the box, after the last </think> if there is one
+    tags:  <think>...</think><answer>...</answer>, no more; the prompt may have opened <think>
     """
     if format == "r1":
         return last_box(response.split("</think>")[1]) if response.count("</think>") == 1 else None
     if format == "boxed":
         return last_box(response.rsplit("</think>", 1)[-1])
     if format == "tags":
-        if (
-            any(response.count(tag) != 1 for tag in ("</think>", "<answer>", "</answer>"))
-            or response.count("<think>") > 1
-        ):
+        once = ("</think>", "<answer>", "</answer>")
+        if any(response.count(tag) != 1 for tag in once) or response.count("<think>") > 1:
             return None
-        match = re.fullmatch(
-            r"\s*(?:<think>)?(?:(?!<think>).)*</think>\s*<answer>(.*)</answer>\s*", response, re.S
-        )
+        layout = r"\s*(?:<think>)?(?:(?!<think>).)*</think>\s*<answer>(.*)</answer>\s*"
+        match = re.fullmatch(layout, response, re.S)
         if not match:
             return None
         answer = match[1].strip()
@@ -63,7 +62,7 @@ def extract_answer(response: str, format: str) -> str | None:
 # ---------------------------------------------------------------- WORKERS
 
 MEMORY = 2 << 30  # bytes of address space of a worker
-START_S = 120.0  # a worker that has not imported everything by then is broken; this is not part of any deadline
+START_S = 120.0  # for its imports, before any deadline; a worker that needs longer is broken
 
 
 SELF_TEST = [
@@ -74,11 +73,11 @@ SELF_TEST = [
 
 
 def work(descriptor: int) -> None:
-    """A worker: answers (answer, gold) with b"1" or b"0", or with the error, until its parent is gone."""
+    """A worker: replies b"1", b"0" or an error to (answer, gold), until its parent is gone."""
     pipe, parent = Connection(descriptor), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # Also fills the parser's tables. If the parser is broken, every reward would be 0: then do not start at all.
+    # Also fills the parser's tables. With a broken parser every reward would be 0: do not start.
     for answer, gold, right in SELF_TEST:
         if equivalent(answer, gold) is not right:
             raise RuntimeError(
@@ -93,16 +92,11 @@ def work(descriptor: int) -> None:
             deadline_s, answer, gold = json.loads(pipe.recv_bytes())
         except EOFError:
             return
-        # The parent enforces the deadline. This is for a worker that hangs after its parent died: the kernel ends it.
+        # The parent enforces the deadline; if that has died too, the kernel ends a hanging worker
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s + 10)
         try:
-            reply = (
-                b"1"
-                if equivalent(
-                    answer, gold if isinstance(gold, str) else Gold(tuple(gold[0]), *gold[1:])
-                )
-                else b"0"
-            )
+            gold = gold if isinstance(gold, str) else Gold(tuple(gold[0]), *gold[1:])
+            reply = b"1" if equivalent(answer, gold) else b"0"
         except Exception as error:  # counted and reported by the parent, never silent
             reply = f"{type(error).__name__}: {error}".encode()[:1000]
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -110,7 +104,7 @@ def work(descriptor: int) -> None:
 
 
 class _Worker:
-    """A process and its pipe. A fresh interpreter, not a fork: the parent may hold CUDA, NCCL and threads."""
+    """A process and its pipe; no fork, because the parent may hold CUDA, NCCL and threads."""
 
     def __init__(self, command: list[str]):
         ours, theirs = socket.socketpair()
@@ -134,9 +128,9 @@ class _Worker:
 
 
 class Grader:
-    """Grades in worker processes. One answer may take `deadline_s`; then its worker is killed and it is wrong.
+    """Grades in worker processes. An answer that takes over `deadline_s` is wrong; its worker dies.
 
-    Only the parent's clock is used (no alarms), so it may be called from any thread. Use it as a context manager.
+    Only the parent's clock is used, no alarm, so any thread may call it. Use it in a `with`.
     """
 
     def __init__(self, workers: int = 1, deadline_s: float = 2.0, command: list[str] | None = None):
@@ -158,7 +152,7 @@ class Grader:
             self.workers = []
 
     def score(self, responses: list[str], golds: list[str | Gold], format: str) -> Scores:
-        """Rewards of a step's responses, each with its gold. Identical (answer, gold) pairs are graded once."""
+        """Rewards of a step's responses, each with its gold; a pair that recurs is graded once."""
         if len(responses) != len(golds):
             raise ValueError(f"{len(responses)} responses but {len(golds)} golds")
         readable = {gold: parsable(gold) for gold in set(golds)}
@@ -174,7 +168,7 @@ class Grader:
         return Scores(rewards, answers, kills, sum(not readable[gold] for gold in golds))
 
     def _grade(self, pairs: dict[tuple, float]) -> int:
-        """Fill in the rewards; returns how many gradings failed (deadline, memory, crash, error): those stay 0."""
+        """Fill in the rewards -> number of gradings that failed (time, memory, error) and stay 0."""
         waiting, kills = list(pairs)[::-1], 0
         while waiting or any(worker.pair for worker in self.workers):
             for worker in self.workers:
@@ -199,8 +193,9 @@ class Grader:
                     continue
                 if not worker.ready:
                     if reply != b"ready":
+                        code = worker.process.poll()
                         raise RuntimeError(
-                            f"a grader worker did not start (exit code {worker.process.poll()}), see above"
+                            f"a grader worker did not start (exit code {code}), see above"
                         )
                     worker.ready = True
                     continue
@@ -209,10 +204,8 @@ class Grader:
                 else:
                     kills += 1
                     if reply:
-                        warnings.warn(
-                            f"grading {worker.pair} failed: {reply.decode(errors='replace')}",
-                            stacklevel=3,
-                        )
+                        error = reply.decode(errors="replace")
+                        warnings.warn(f"grading {worker.pair} failed: {error}", stacklevel=3)
                 worker.pair = None
                 if reply is None:
                     worker.kill()
@@ -224,6 +217,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "--worker":
         work(int(sys.argv[2]))
     else:
-        sys.exit(
-            "reward.py is a module; its only command is --worker DESCRIPTOR, which Grader starts"
-        )
+        sys.exit("reward.py is a module; its only command is Grader's --worker DESCRIPTOR")

@@ -1,24 +1,27 @@
-"""The embedded task "tiny": arithmetic problems, and a small base model for them, made here in a minute and a half.
+"""The embedded task "tiny": arithmetic problems, and a small base model for them.
 
-It lets the whole of ReMix run, and really learn, on a machine without a GPU, a model hub or a data set. The paper's base
-models are distilled reasoners that sometimes reflect; this one is a Qwen2 of 200 thousand parameters that learnt three
-*habits* from demonstrations, in the R1 format (the prompt ends with `<think>`):
+It lets the whole of ReMix run, and really learn, without a GPU, a model hub or a data set. The
+paper's base models are distilled reasoners that sometimes reflect. This one is a Qwen2 of 200
+thousand parameters, made here in a minute and a half, that learnt three *habits* from
+demonstrations. They are in the R1 format: the prompt ends with `<think>`.
 
     guess    I guess 21 </think> \\boxed{ 21 }
-    reason   7 + 4 = 1 ; 1 + 8 = 9 </think> \\boxed{ 9 }                       the slip, a forgotten carry, is kept
-    check    7 + 4 = 1 ; 1 + 8 = 9 ; Wait , check : 7 + 4 makes 11 + 8 makes 19 </think> \\boxed{ 19 }     and mended
+    reason   7 + 4 = 1 ; 1 + 8 = 9 </think> \\boxed{ 9 }        (the slip, a forgotten carry, stays)
+    check    7 + 4 = 1 ; 1 + 8 = 9 ; Wait , check : 7 + 4 makes 11 + 8 makes 19 </think> ...
 
-A first pass often slips and the check does not, so reflection *pays*, and reinforcement learning can find that out: every
-habit has a share of the samples. A first pass forgets a whole carry at about even odds, so that a lower sampling
-temperature does not mend it. Problems have 3 to 7 numbers, so responses differ in length, from 8 to 70 tokens.
+A first pass often slips and the check does not, so reflection *pays*. Reinforcement learning can
+find that out: every habit has a share of the samples. A first pass forgets a whole carry at about
+even odds, so that a lower sampling temperature does not mend it. Problems have 3 to 7 numbers, so
+responses differ in length, from 8 to 70 tokens.
 
-Sampled from the model as made, on the test problems (6,400 samples each): pass@1 is 32 % at temperature 1, 29 % at 0.6 with
-top_p 0.95. At temperature 1 a guess (62 % of the samples) is right 7 times in 100, reasoning (23 %) 55, a check (15 %) 97.
+The model as made, on the test problems (6,400 samples each): pass@1 is 32 % at temperature 1, and
+29 % at 0.6 with top_p 0.95. At temperature 1 a guess (62 % of the samples) is right 7 times in 100,
+reasoning (23 %) 55, a check (15 %) 97.
 
-Left out, on purpose: language. The tokenizer has a token for every word of the task and falls back to bytes, so any
-other text can be encoded, but this model has learnt nothing about it.
+Left out, on purpose: language. The tokenizer has a token for every word of the task and falls back
+to bytes. Any other text can be encoded, but this model has learnt nothing about it.
 
-    python tiny.py                      # makes cache/tiny-<hash of the settings>/, a normal Hugging Face folder
+    python tiny.py                      # makes cache/tiny-<hash of the settings>/, as for the hub
     python tiny.py --out DIR --seed 1   # every field of BaseModel is a flag
 """
 
@@ -26,46 +29,38 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-# Some virtual machines announce AMX and then refuse it: bfloat16 products, Muon's, would die of an illegal instruction
+# Some virtual machines announce AMX and then refuse it: Muon's bfloat16 products would die
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim import AdamW, Muon
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
-VERSION = 2  # raise it when a change below makes another model from the same settings: it is part of the cache's name
+VERSION = 2  # in the folder's hash; raise it when the same settings make another model
 
 LENGTHS = range(3, 8)  # how many numbers a problem has: its difficulty
-TOTALS = range(
-    30
-)  # every running total of a problem lies here: 450 sums and differences to know by heart
+TOTALS = range(30)  # has every running total of a problem: 450 sums and differences to learn
 TRAIN, TEST = 4000, 200  # problems, equally many of each length
 
 PAD, EOS, USER, ASSISTANT = "<|pad|>", "<|im_end|>", "<|user|>", "<|assistant|>"
-WORDS = [
-    "</think>",
-    "\\boxed{",
-    "}",
-    "Wait",
-    "check",
-    "makes",
-    "I",
-    "guess",
-    *",:;+-=",
-    *map(str, range(100)),
-]
+WORDS = [*r"</think> \boxed{ } Wait check makes I guess , : ; + - =".split(), *map(str, range(100))]
 CHAT_TEMPLATE = (  # <|user|> 7 + 4 + 8<|assistant|><think> 7 + 4 = 11 ; ...<|im_end|>
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|im_end|>"
@@ -75,59 +70,51 @@ CHAT_TEMPLATE = (  # <|user|> 7 + 4 + 8<|assistant|><think> 7 + 4 = 11 ; ...<|im
 )
 
 
-def flag(default, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class BaseModel:
-    """The settings of the base model; its folder is named by their hash."""
+    """The settings of the base model; their hash names its folder. A comment is its flag's help."""
 
-    # fmt: off
-    guess_share: float = flag(0.6, "share of the demonstrations that only guess")
-    reason_share: float = flag(0.25, "share that reasons step by step; the rest, 15 %, reasons and checks")
-    guess_spread: int = flag(3, "a guess is off by at most this, uniformly: right 1 time in 7")
-    slip_rate: float = flag(0.5, "chance that a first pass forgets a carry or a borrow, for each one there is")
-    misstep_rate: float = flag(0.05, "chance that any other step of a first pass is off by one")
-    mending: float = flag(1.0, "chance that a check mends the slips; else it repeats the first pass, and only costs length")
-    hidden_size: int = flag(64, "width")
-    layers: int = flag(3, "transformer layers")
-    heads: int = flag(2, "attention heads; width / heads must be 32 or 64, other sizes vLLM refuses on a CPU")
-    steps: int = flag(1200, "optimizer steps of supervised learning")
-    check_steps: float = flag(0.6, "the first part of them teaches by checks alone; the shares hold after it")
-    batch_size: int = flag(40, "demonstrations a step, each seen once; more steps of fewer learn much faster here")
-    learning_rate: float = flag(4e-3, "AdamW's, for the embeddings; warm-up over the first 5 %, then a cosine to 0")
-    muon_learning_rate: float = flag(8e-3, "Muon's, for the matrices, on the same schedule")
-    seed: int = flag(0, "seed of the demonstrations and the initial weights")
-    # fmt: on
+    guess_share: float = 0.6  # share of the demonstrations that only guess
+    reason_share: float = 0.25  # share that reasons step by step; the rest, 15 %, also checks
+    guess_spread: int = 3  # a guess is off by at most this, uniformly: right 1 time in 7
+    slip_rate: float = 0.5  # chance that a first pass forgets a carry or a borrow, for each one
+    misstep_rate: float = 0.05  # chance that any other step of a first pass is off by one
+    mending: float = 1.0  # chance that a check mends the slips; else it repeats the first pass
+    hidden_size: int = 64  # width
+    layers: int = 3  # transformer layers
+    heads: int = 2  # attention heads; width / heads must be 32 or 64, for vLLM on a CPU
+    steps: int = 1200  # optimizer steps of supervised learning
+    check_steps: float = 0.6  # the first part of them has checks alone; the shares hold after it
+    batch_size: int = 40  # demonstrations a step, each seen once; few of them learn faster here
+    learning_rate: float = 4e-3  # AdamW's, for embeddings; warm-up over 5 %, then a cosine to 0
+    muon_learning_rate: float = 8e-3  # Muon's, for the matrices, on the same schedule
+    seed: int = 0  # seed of the demonstrations and the initial weights
 
     def __post_init__(self):
-        if (
-            not 0 <= self.guess_share + self.reason_share <= 1
-            or min(self.guess_share, self.reason_share) < 0
+        shares, heads, width = (self.guess_share, self.reason_share), self.heads, self.hidden_size
+        fits_vllm = heads > 0 and width in (32 * heads, 64 * heads)
+        for ok, sentence in (
+            (min(shares) >= 0, "guess_share and reason_share must not be negative"),
+            (sum(shares) <= 1, "guess_share and reason_share must add up to 1 at most"),
+            (fits_vllm, f"hidden_size / heads must be 32 or 64, not {width} / {heads}"),
+            (0 <= self.mending <= 1, "mending must be between 0 and 1"),
+            (self.batch_size >= 2, "batch_size must be at least 2"),
+            (self.steps >= 1, "steps must be at least 1"),
         ):
-            raise ValueError(
-                "guess_share and reason_share must not be negative and must add up to 1 at most"
-            )
-        if self.hidden_size % self.heads or self.hidden_size // self.heads not in (32, 64):
-            raise ValueError(
-                f"hidden_size / heads must be 32 or 64, not {self.hidden_size} / {self.heads}"
-            )
-        if not 0 <= self.mending <= 1:
-            raise ValueError("mending must be between 0 and 1")
-        if self.batch_size < 2 or self.steps < 1:
-            raise ValueError("batch_size must be at least 2 and steps at least 1")
+            if not ok:
+                raise ValueError(sentence)
 
 
 def named(name: str) -> BaseModel:
-    """The settings behind a model name of remix.py and eval.py: "tiny", or "tiny:FIELD=VALUE,FIELD=VALUE"."""
+    """The settings behind a name of remix.py and eval.py: "tiny", or "tiny:FIELD=VALUE,..."."""
     types = {f.name: f.type for f in dataclasses.fields(BaseModel)}
     changes = {}
     for part in filter(None, name.partition(":")[2].split(",")):
         key, _, value = part.partition("=")
         if key not in types:
             raise ValueError(
-                f"--model {name}: the embedded model has no setting {key!r}; it has {', '.join(types)}"
+                f"--model {name}: the embedded model has no setting {key!r}; "
+                f"it has {', '.join(types)}"
             )
         try:
             changes[key] = types[key](value)
@@ -139,11 +126,11 @@ def named(name: str) -> BaseModel:
         raise ValueError(f"--model {name}: {error}") from None
 
 
-# ---- problems -----------------------------------------------------------------------------------------------------
+# ---- problems ------------------------------------------------------------------------------------
 
 
 def draw_problem(rng: random.Random, length: int) -> list[int]:
-    """`length` signed terms, the first in 1..9 and the others in ±1..9, whose running totals all lie in TOTALS."""
+    """`length` signed terms, the first in 1..9, the others in ±1..9, running totals in TOTALS."""
     terms = [rng.randint(1, 9)]
     total = terms[0]
     while len(terms) < length:
@@ -160,7 +147,7 @@ def problem_text(terms: list[int]) -> str:
 
 @functools.cache
 def _splits() -> tuple[tuple[list[int], ...], tuple[list[int], ...]]:
-    """(train, test) as terms: distinct problems, test drawn first, so no split depends on the size of the other."""
+    """(train, test) as terms: distinct problems. Test is drawn first: TRAIN does not change it."""
     rng = random.Random(20250709)  # the splits are one fixed data set, whatever the settings
     seen: set[str] = set()
     splits = []
@@ -177,9 +164,10 @@ def _splits() -> tuple[tuple[list[int], ...], tuple[list[int], ...]]:
 
 
 def embedded_problems(split: str) -> list[dict]:
-    """The rows of "train" or "test": {"problem": "7 + 4 + 8", "answer": "19", "difficulty": 3 (how many numbers)}.
+    """The rows of "train" or "test": {"problem": "7 + 4 + 8", "answer": "19", "difficulty": 3}.
 
-    Always the same rows, the splits are disjoint, and no demonstration is about a test problem.
+    Always the same rows; difficulty is how many numbers. The splits are disjoint, and no
+    demonstration is about a test problem.
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
@@ -187,14 +175,15 @@ def embedded_problems(split: str) -> list[dict]:
     return [{"problem": problem_text(t), "answer": str(sum(t)), "difficulty": len(t)} for t in rows]
 
 
-# ---- demonstrations -----------------------------------------------------------------------------------------------
+# ---- demonstrations ------------------------------------------------------------------------------
 
 
 def first_pass(rng: random.Random, terms: list[int], settings: BaseModel) -> list[int]:
-    """Running totals after each term, with the slips of a first pass: see slip_rate and misstep_rate.
+    """Running totals after each term, with the slips of a first pass (slip_rate, misstep_rate).
 
-    The rare missteps keep the redo honest: with forgotten carries alone it learns to copy every other total. A pass that
-    leaves 0..99, where there are no words, is drawn anew; that makes slips a little rarer.
+    The rare missteps keep the redo honest: with forgotten carries alone it learns to copy every
+    other total. A pass that leaves 0..99, where there are no words, is drawn anew; slips get a
+    little rarer by that.
     """
     while True:
         totals = [terms[0]]
@@ -214,22 +203,15 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
     steps = problem_text(terms).split()
     operations = list(zip(steps[1::2], steps[2::2], strict=True))  # ("+", "4"), ...
     if habit == "guess":
-        answer = sum(terms)
-        spread = settings.guess_spread
-        answer = rng.randint(
-            answer - min(answer, spread), answer + spread
-        )  # there is no word below 0
+        total, spread = sum(terms), settings.guess_spread
+        answer = rng.randint(max(0, total - spread), total + spread)  # there is no word below 0
         thought = f"I guess {answer}"
     else:
         totals = first_pass(rng, terms, settings)
-        thought = " ; ".join(
-            f"{a} {op} {b} = {c}"
-            for a, (op, b), c in zip(totals[:-1], operations, totals[1:], strict=True)
-        )
+        lines = zip(totals[:-1], operations, totals[1:], strict=True)
+        thought = " ; ".join(f"{a} {op} {b} = {c}" for a, (op, b), c in lines)
         answer = totals[-1]
-    if (
-        habit == "check"
-    ):  # another notation than the first pass, a chain, so that its slips do not leak in
+    if habit == "check":  # a chain, not the first pass's notation: its slips must not leak in
         answer = total = terms[0]
         thought += f" ; Wait , check : {total}"
         repeats = settings.mending < 1 and rng.random() >= settings.mending
@@ -241,49 +223,44 @@ def demonstration(rng: random.Random, terms: list[int], habit: str, settings: Ba
 
 
 def demonstrations(settings: BaseModel) -> list[tuple[str, str]]:
-    """Pairs (problem, response) in the order of training, batch_size a step; none is about a test problem."""
+    """(problem, response) in the order of training, batch_size a step; no test problem is in it."""
     rng = random.Random(settings.seed)
     test = {problem_text(terms) for terms in _splits()[1]}
-    habits = ("guess", "reason", "check")
-    shares = (
-        settings.guess_share,
-        settings.reason_share,
-        1 - settings.guess_share - settings.reason_share,
-    )
+    guess, reason = settings.guess_share, settings.reason_share
+    shares = {"guess": guess, "reason": reason, "check": 1 - guess - reason}
     count = settings.steps * settings.batch_size
     pairs = []
     while len(pairs) < count:
-        terms = draw_problem(rng, rng.choice(LENGTHS))
-        if problem_text(terms) not in test:
-            habit = (
-                "check"
-                if len(pairs) < settings.check_steps * count
-                else rng.choices(habits, shares)[0]
-            )
-            pairs.append((problem_text(terms), demonstration(rng, terms, habit, settings)))
+        problem = problem_text(terms := draw_problem(rng, rng.choice(LENGTHS)))
+        if problem in test:
+            continue
+        habit = "check"
+        if len(pairs) >= settings.check_steps * count:
+            habit = rng.choices([*shares], [*shares.values()])[0]
+        pairs.append((problem, demonstration(rng, terms, habit, settings)))
     return pairs
 
 
-# ---- tokenizer ----------------------------------------------------------------------------------------------------
+# ---- tokenizer -----------------------------------------------------------------------------------
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """One token for each word of the task, together with the space before it, and one for each byte of any other text.
+    """One token for each word of the task, with the space before it, and for any other byte.
 
-    So decoding gives back every text exactly. The class is Qwen2's own, a byte-level BPE (here without merges), because
-    AutoTokenizer loads no other for a Qwen2 model; it would split numbers, hence words are added tokens, which come first.
+    So decoding gives back every text exactly. The class is Qwen2's own, a byte-level BPE (here
+    without merges), because AutoTokenizer loads no other for a Qwen2 model. It would split numbers;
+    hence words are added tokens, which come first.
     """
     bytes_ = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=bytes_, merges=[], unk_token=None, eos_token=EOS, pad_token=PAD
-    )
+    ends = {"unk_token": None, "eos_token": EOS, "pad_token": PAD}
+    tokenizer = Qwen2Tokenizer(vocab=bytes_, merges=[], **ends)
     tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT]})
     tokenizer.add_tokens(["<think>"] + [AddedToken(" " + word, normalized=False) for word in WORDS])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-# ---- supervised learning ------------------------------------------------------------------------------------------
+# ---- supervised learning -------------------------------------------------------------------------
 
 
 def _encode(tokenizer: Qwen2Tokenizer, settings: BaseModel) -> list[tuple[list[int], int]]:
@@ -297,22 +274,19 @@ def _encode(tokenizer: Qwen2Tokenizer, settings: BaseModel) -> list[tuple[list[i
 
 
 def _loss(model: Qwen2ForCausalLM, rows: list[tuple[list[int], int]]) -> torch.Tensor:
-    """Summed cross-entropy of the response tokens. Right padding needs no attention mask under a causal one."""
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(r) for r, _ in rows], batch_first=True
-    )  # (B, T)
+    """Summed cross-entropy of the response tokens; under a causal mask right padding needs none."""
+    ids = pad_sequence([torch.tensor(r) for r, _ in rows], batch_first=True)  # (B, T)
     start = torch.tensor([p for _, p in rows])[:, None]
     end = torch.tensor([len(r) for r, _ in rows])[:, None]
     at = torch.arange(1, ids.shape[1])
     mask = (at >= start) & (at < end)  # (B, T-1): the targets that are response tokens
-    hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[
-        mask
-    ]  # the head runs on these alone
+    hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[mask]  # (targets, H)
     return F.cross_entropy(model.lm_head(hidden), ids[:, 1:][mask], reduction="sum")
 
 
 def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2ForCausalLM:
     torch.manual_seed(settings.seed)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -321,57 +295,36 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=4096,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 100.0,
-        },  # the common 10,000 is for longer texts
-        initializer_range=0.1,  # about width ** -0.5; with the common 0.02 copying takes several times the steps
+        # the common theta, 10,000, is for longer texts
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        initializer_range=0.1,  # about width ** -0.5; with the common 0.02 copying is learnt late
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
         dtype="float32",
+        **ends,
     )
     model = Qwen2ForCausalLM(config).train()
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=True,
-        temperature=0.6,
-        top_p=0.95,
-    )
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    model.generation_config = GenerationConfig(**ends, **sampling)
     rows = _encode(tokenizer, settings)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    adamw = torch.optim.AdamW(
-        others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    muon = torch.optim.Muon(
-        matrices, lr=settings.muon_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-    )
-    warmup = max(1, settings.steps // 20)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda t: min((t + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * t / settings.steps)),
-        )
-        for optimizer in (adamw, muon)
-    ]
-    bar = tqdm(
-        range(settings.steps), desc="base model", unit="step", disable=quiet, mininterval=1.0
-    )
+    adamw = AdamW(others, settings.learning_rate, (0.9, 0.98), weight_decay=0.01, fused=True)
+    how = {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    muon = Muon(matrices, settings.muon_learning_rate, **how)
+    steps, size = settings.steps, settings.batch_size
+    warmup, half = max(1, steps // 20), size // 2
+
+    def share_of_lr(t: int) -> float:
+        return min((t + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * t / steps))
+
+    schedules = [LambdaLR(optimizer, share_of_lr) for optimizer in (adamw, muon)]
+    bar = tqdm(range(steps), desc="base model", unit="step", disable=quiet, mininterval=1.0)
     for step in bar:
-        batch = sorted(
-            rows[step * settings.batch_size : (step + 1) * settings.batch_size],
-            key=lambda r: len(r[0]),
-        )
+        batch = sorted(rows[step * size : (step + 1) * size], key=lambda row: len(row[0]))
         tokens = sum(len(ids) - prompt for ids, prompt in batch)
-        half = settings.batch_size // 2
         total = 0.0
-        for part in (
-            batch[:half],
-            batch[half:],
-        ):  # the short and the long ones, so that less is padding
+        for part in (batch[:half], batch[half:]):  # the short and the long: less padding
             loss = _loss(model, part) / tokens
             loss.backward()
             total += loss.item()
@@ -384,16 +337,16 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
     return model.eval()
 
 
-# ---- folder -------------------------------------------------------------------------------------------------------
+# ---- folder --------------------------------------------------------------------------------------
 
 
 def make_base_model(
     out: str | None = None, settings: BaseModel = BaseModel(), quiet: bool = False
 ) -> str:
-    """Path of the folder with the base model of `settings`, by default cache/tiny-<hash> beside this file.
+    """Path of the folder with the base model of `settings`; by default cache/tiny-<hash>, here.
 
-    Made on one thread if it is not there, and put there whole, in one rename; two processes may race. Raises
-    FileExistsError where `out` holds anything else than this very model.
+    Made on one thread if it is not there, and put there whole, in one rename; two processes may
+    race. Raises FileExistsError where `out` holds anything else than this very model.
     """
     made_from = json.dumps({"version": VERSION, **dataclasses.asdict(settings)}, indent=2)
     name = "tiny-" + hashlib.sha256(made_from.encode()).hexdigest()[:10]
@@ -407,9 +360,7 @@ def make_base_model(
         return str(target)
 
     tokenizer, threads = make_tokenizer(), torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # for such small matrices the fastest, and the same model on every machine of a kind
+    torch.set_num_threads(1)  # the fastest at this size, and the same model on all of a kind
     try:
         with torch.random.fork_rng(devices=[]):
             model = _train(tokenizer, settings, quiet)
@@ -442,14 +393,14 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--out", help="folder to make; without it cache/tiny-<hash of the settings>"
-    )
+    place = "folder to make; without it cache/tiny-<hash of the settings>"
+    parser.add_argument("--out", default=argparse.SUPPRESS, help=place)
+    comments = dict(re.findall(r"    (\w+): .*  # (.*)", inspect.getsource(BaseModel)))
     for f in dataclasses.fields(BaseModel):
-        text = f.metadata["help"].replace("%", "%%")
+        text = comments[f.name].replace("%", "%%")
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=text)
     flags = vars(parser.parse_args())
-    out = flags.pop("out")
+    out = flags.pop("out", None)
     try:
         print(make_base_model(out, BaseModel(**flags)))
     except (ValueError, FileExistsError) as error:

@@ -1,5 +1,4 @@
-"""What the tests share: the modules one folder up, a small untrained base model, one process group,
-one vLLM engine."""
+"""What the tests share: the modules one folder up, a small base model, a group, a vLLM engine."""
 
 import os
 import sys
@@ -16,14 +15,12 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
-    """A base model made in two seconds: it knows the format and little arithmetic. Tied
-    embeddings."""
+    """A base model of two seconds, with tied embeddings: knows the format and little arithmetic."""
     import tiny
 
     settings = tiny.BaseModel(steps=60, batch_size=64)
-    return tiny.make_base_model(
-        str(tmp_path_factory.mktemp("base") / "model"), settings, quiet=True
-    )
+    folder = tmp_path_factory.mktemp("base") / "model"
+    return tiny.make_base_model(str(folder), settings, quiet=True)
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +40,7 @@ def group():
 
 @pytest.fixture(scope="session")
 def engines(base, group):
-    """make(kind) -> the session's engine of that kind ("vllm" or "hf") with the base model; sync it
-    before use."""
+    """make("vllm" or "hf") -> the session's engine with the base model; sync it before use."""
     from rollout import make_engine
 
     made = {}

@@ -1,4 +1,4 @@
-"""data.py: fields, golds, drops and their counts, prompts, benchmarks, on small files in the shapes of the real ones."""
+"""data.py: fields, golds, drops, prompts, benchmarks, on small files shaped like the real ones."""
 
 import json
 import os
@@ -20,7 +20,7 @@ R1_TEMPLATE = (  # what DeepSeek-R1-Distill's template does with a system and a 
 
 
 def make_tokenizer(opened: str = "<think>\n", chat: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte, and a tokenizer that puts <bos> in front unless told otherwise, as DeepSeek's does."""
+    """One token a byte; puts <bos> in front unless told otherwise, as DeepSeek's does."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -67,16 +67,11 @@ def test_every_prompt_has_one_bos_and_the_problem_verbatim(name, tokenizer):
 
 
 def test_prompt_formats_and_roles(tokenizer):
-    assert {name: p.format for name, p in PROMPTS.items()} == {
-        "r1": "r1",
-        "qwen": "boxed",
-        "tinyzero": "tags",
-        "plain": "r1",
-    }
+    formats = {"r1": "r1", "qwen": "boxed", "tinyzero": "tags", "plain": "r1"}
+    assert {name: p.format for name, p in PROMPTS.items()} == formats
     qwen = render("P", PROMPTS["qwen"], tokenizer)
-    assert qwen.startswith(
-        "<bos>Please reason step by step, and put your final answer within \\boxed{}.<User>P"
-    )
+    system = "Please reason step by step, and put your final answer within \\boxed{}."
+    assert qwen.startswith(f"<bos>{system}<User>P")
     assert render("P", PROMPTS["plain"], tokenizer) == "<bos><User>P<Assistant><think>\n"
     raw = render("P", PROMPTS["tinyzero"], tokenizer)
     assert "<Assistant>" not in raw and "<answer>" in raw and raw.endswith("\n<think>")
@@ -122,9 +117,8 @@ def test_formats_and_usual_fields(tmp_path, tokenizer, kind, fields):
     else:
         write(path, rows, lines=kind == "jsonl")
     problems, counts = load_problems(str(path), tokenizer)
-    assert [(p.id, p.problem, p.gold) for p in problems] == [
-        (i, f"{i} + 1", str(i + 1)) for i in range(3)
-    ]
+    found = [(p.id, p.problem, p.gold) for p in problems]
+    assert found == [(i, f"{i} + 1", str(i + 1)) for i in range(3)]
     assert counts == {"rows": 3, "no_answer": 0, "unparsable": 0, "too_long": 0, "kept": 3}
     assert tokenizer.decode(problems[2].prompt_ids).startswith("<bos><User>2 + 1 Let's")
 
@@ -141,22 +135,13 @@ def test_mixed_types_that_arrow_refuses_still_load(tmp_path, tokenizer, lines):
 
 
 def test_named_fields_nested_fields_and_chat_messages(tmp_path, tokenizer):
-    rows = [
-        {
-            "prompt": [
-                {"role": "system", "content": "be brief"},
-                {"role": "user", "content": "1+1"},
-            ],
-            "reward_model": {"ground_truth": "2"},
-            "other": "7",
-        }
-    ]
-    source = write(tmp_path / "v.json", rows)
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
+    row = {"prompt": chat, "reward_model": {"ground_truth": "2"}, "other": "7"}
+    source = write(tmp_path / "v.json", [row])
     problems, _ = load_problems(source, tokenizer)
     assert (problems[0].problem, problems[0].gold) == ("1+1", "2")
-    problems, _ = load_problems(
-        source, tokenizer, problem_field="other", answer_field="reward_model.ground_truth"
-    )
+    fields = {"problem_field": "other", "answer_field": "reward_model.ground_truth"}
+    problems, _ = load_problems(source, tokenizer, **fields)
     assert problems[0].problem == "7"
 
 
@@ -213,10 +198,8 @@ def test_drops_are_counted_and_ids_stay_row_numbers(tmp_path, tokenizer, monkeyp
 
 
 def test_length_limit_is_inclusive(tmp_path, tokenizer):
-    source = write(
-        tmp_path / "l.json",
-        [{"problem": "1+1", "answer": "2"}, {"problem": "1+10", "answer": "11"}],
-    )
+    rows = [{"problem": "1+1", "answer": "2"}, {"problem": "1+10", "answer": "11"}]
+    source = write(tmp_path / "l.json", rows)
     length = len(encode("1+1", PROMPTS["plain"], tokenizer))
     problems, counts = load_problems(source, tokenizer, "plain", max_prompt_tokens=length)
     assert [p.problem for p in problems] == ["1+1"] and counts["too_long"] == 1
@@ -230,6 +213,10 @@ def test_a_folder_holds_all_its_files_in_order_of_name(tmp_path):
     assert [(p.id, p.problem) for p in problems] == [(0, "1"), (1, "2"), (2, "3")]
 
 
+ROW, BLANK = '[{"problem": "a", "answer": "1"}]', '[{"problem": "a", "answer": " "}]'
+NONE = "none of the usual fields .*"
+
+
 @pytest.mark.parametrize(
     "content, options, message",
     [
@@ -240,28 +227,12 @@ def test_a_folder_holds_all_its_files_in_order_of_name(tmp_path):
         (
             '[{"text": "a", "answer": "1"}]',
             {},
-            "--problem_field: none of the usual fields .* name one of: answer, text",
+            f"--problem_field: {NONE} name one of: answer, text",
         ),
-        (
-            '[{"problem": "a", "label": "1"}]',
-            {},
-            "--answer_field: none of the usual fields .*label, problem",
-        ),
-        (
-            '[{"problem": "a", "answer": "1"}]',
-            {"problem_field": "q"},
-            "--problem_field q: no row has the field 'q'",
-        ),
-        (
-            '[{"problem": "a", "answer": "1"}]',
-            {"answer_field": "z"},
-            "--answer_field z: no row has the field 'z'",
-        ),
-        (
-            '[{"problem": "a", "answer": " "}]',
-            {},
-            "--data .*x.json: no usable row .*1 without problem or answer",
-        ),
+        ('[{"problem": "a", "label": "1"}]', {}, f"--answer_field: {NONE}label, problem"),
+        (ROW, {"problem_field": "q"}, "--problem_field q: no row has the field 'q'"),
+        (ROW, {"answer_field": "z"}, "--answer_field z: no row has the field 'z'"),
+        (BLANK, {}, "--data .*x.json: no usable row .*1 without problem or answer"),
     ],
 )
 def test_bad_sources_say_flag_value_and_remedy(tmp_path, content, options, message):
@@ -280,9 +251,8 @@ def test_a_hub_name_out_of_reach_is_one_sentence(monkeypatch):
         raise ConnectionError("no route\nto anywhere")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        ValueError, match=r"--data some/set: no local file .*hub \(no route\)"
-    ) as caught:
+    sentence = r"--data some/set: no local file .*hub \(no route\)"
+    with pytest.raises(ValueError, match=sentence) as caught:
         load_problems("some/set", None)
     assert "\n" not in str(caught.value)
 
@@ -291,13 +261,11 @@ def test_hub_sources_ask_for_the_documented_ids(monkeypatch):
     import datasets
 
     asked = []
+    sizes = {"HuggingFaceH4/aime_2024": 30, "math-ai/amc23": 40, "Hothan/OlympiadBench": 674}
 
     def load_dataset(name, config=None, split=None):
         asked.append((name, config, split))
-        size = {"HuggingFaceH4/aime_2024": 30, "math-ai/amc23": 40, "Hothan/OlympiadBench": 674}[
-            name
-        ]
-        return [{"question": str(i), "answer": str(i)} for i in range(size)]
+        return [{"question": str(i), "answer": str(i)} for i in range(sizes[name])]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problems, counts = load_problems("aime24,amc23,olympiadbench", None)
@@ -324,9 +292,8 @@ def amc_rows(count_2022: int = 43, count_2023: int = 40) -> list[dict]:
 def test_amc23_is_the_2023_part_of_the_83(tmp_path):
     write(tmp_path / "test_amc.json", amc_rows())
     problems, _ = load_problems("amc23", None, data_dir=str(tmp_path))
-    assert [p.problem for p in problems] == [f"p{i}" for i in range(43, 83)] and problems[
-        0
-    ].gold == "43"
+    assert [p.problem for p in problems] == [f"p{i}" for i in range(43, 83)]
+    assert problems[0].gold == "43"
     assert len(load_problems("amc", None, data_dir=str(tmp_path))[0]) == 83
     write(tmp_path / "amc23.json", amc_rows(0, 40)[::-1])  # a file of the set's own name goes first
     assert load_problems("amc23", None, data_dir=str(tmp_path))[0][0].problem == "p39"
@@ -334,16 +301,13 @@ def test_amc23_is_the_2023_part_of_the_83(tmp_path):
 
 def test_an_incomplete_benchmark_is_refused_with_the_numbers(tmp_path):
     write(tmp_path / "test_aime.json", amc_rows(29, 0))
-    with pytest.raises(
-        ValueError, match="--data aime24: .* gives 29 problems where the set has 30"
+    for name, folder, sentence in (
+        ("aime24", tmp_path, "--data aime24: .* gives 29 problems where the set has 30"),
+        ("math500", tmp_path, "--data_dir .*: holds no file for math500; put one of math500.json"),
+        ("math500", tmp_path / "nowhere", "--data_dir .*nowhere: there is no such folder"),
     ):
-        load_problems("aime24", None, data_dir=str(tmp_path))
-    with pytest.raises(
-        ValueError, match="--data_dir .*: holds no file for math500; put one of math500.json"
-    ):
-        load_problems("math500", None, data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="--data_dir .*nowhere: there is no such folder"):
-        load_problems("math500", None, data_dir=str(tmp_path / "nowhere"))
+        with pytest.raises(ValueError, match=sentence):
+            load_problems(name, None, data_dir=str(folder))
 
 
 def test_tiny_goes_through_the_same_way():
@@ -374,9 +338,7 @@ def test_real_benchmarks_load_complete(name):
 @real
 def test_real_training_files_load():
     assert load_problems(f"{REAL}/data/train_aime.json", None)[1]["kept"] == 975
-    counts = load_problems(f"{REAL}/data/train_math.json", None)[
-        1
-    ]  # two answers are null, two empty
+    counts = load_problems(f"{REAL}/data/train_math.json", None)[1]  # two answers null, two empty
     assert counts["rows"] == 7474 and counts["no_answer"] == 4 and counts["unparsable"] == 0
 
 

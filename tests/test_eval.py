@@ -1,4 +1,4 @@
-"""eval.py: estimators against brute force and closed forms, the seeds, and the command line with a fake sampler."""
+"""eval.py: estimators against brute force, the seeds, the command line with a fake sampler."""
 
 import itertools
 import json
@@ -21,7 +21,6 @@ from data import Problem
 from eval import (
     average,
     decode,
-    evaluate,
     interval,
     majority,
     pass_at_k,
@@ -49,15 +48,13 @@ class Characters:
         return "".join(chr(t) if t else "<eos>" for t in tokens)
 
     def __call__(self, text, add_special_tokens=True):
-        return {
-            "input_ids": [ord(c) for c in text]
-            if isinstance(text, str)
-            else [[ord(c) for c in t] for t in text]
-        }
+        if isinstance(text, str):
+            return {"input_ids": [ord(c) for c in text]}
+        return {"input_ids": [[ord(c) for c in t] for t in text]}
 
 
 class Oracle:
-    """An engine that answers "a + b" rightly with a probability, from the seed alone, as the real ones do."""
+    """An engine that answers "a + b" rightly by chance, from the seed alone as the real ones do."""
 
     def __init__(self, right: float = 0.5):
         self.right, self.calls, self.closed = right, [], False
@@ -74,9 +71,8 @@ class Oracle:
                 text = f"{'Wait, ' if rng.random() < 0.5 else ''}\\boxed{{{answer}}}"
                 tokens = [ord(c) for c in text][:max_tokens]
                 finished = len(tokens) < max_tokens
-                group.append(
-                    Sample(tokens + [0] * finished, [0.0] * (len(tokens) + finished), finished)
-                )
+                tokens += [0] * finished
+                group.append(Sample(tokens, [0.0] * len(tokens), finished))
             groups.append(group)
         return groups
 
@@ -96,13 +92,14 @@ def sums(count: int) -> list[Problem]:
 
 def record(answers: list[str | None], gold: str, **more) -> dict:
     rewards = [float(a == gold) for a in answers]
-    return {
-        "id": 0,
-        "answers": answers,
-        "rewards": rewards,
-        "responses": [f"\\boxed{{{a}}}" for a in answers],
-        **more,
-    }
+    responses = [f"\\boxed{{{a}}}" for a in answers]
+    return {"id": 0, "answers": answers, "rewards": rewards, "responses": responses, **more}
+
+
+def evaluated(engine, problems: list[Problem], grader, **options) -> tuple[dict, list[dict]]:
+    options = {"temperature": 0.6, "top_p": 0.95, "seed": 0} | options
+    records = sample(engine, Characters(), problems, grader, "boxed", **options)
+    return summarize(records, grader), records
 
 
 # --- estimators ---
@@ -112,18 +109,16 @@ def record(answers: list[str | None], gold: str, **more) -> dict:
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(n):
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert pass_at_k(n, c, k) == pytest.approx(
-            sum(any(d) for d in draws) / len(draws), abs=1e-12
-        )
+        share = sum(any(d) for d in draws) / len(draws)
+        assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
 
 
 def test_pass_at_k_is_unbiased_where_the_plug_in_estimate_is_not():
     n, k, p = 8, 4, 0.3
     chance = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
     truth = 1 - (1 - p) ** k
-    assert sum(w * pass_at_k(n, c, k) for c, w in enumerate(chance)) == pytest.approx(
-        truth, abs=1e-12
-    )
+    mean = sum(w * pass_at_k(n, c, k) for c, w in enumerate(chance))
+    assert mean == pytest.approx(truth, abs=1e-12)
     assert abs(sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(chance)) - truth) > 0.01
     with pytest.raises(ValueError, match="n=4 c=1 k=5"):
         pass_at_k(4, 1, 5)
@@ -131,9 +126,8 @@ def test_pass_at_k_is_unbiased_where_the_plug_in_estimate_is_not():
 
 def test_interval_is_clustered_by_problem():
     # Two problems always right, two never: 64 samples, but what is known is four values 1, 1, 0, 0.
-    assert interval([1.0, 1.0, 0.0, 0.0]) == pytest.approx(
-        1.959964 * math.sqrt((1 / 3) / 4), rel=1e-6
-    )
+    half = 1.959964 * math.sqrt((1 / 3) / 4)
+    assert interval([1.0, 1.0, 0.0, 0.0]) == pytest.approx(half, rel=1e-6)
     assert interval([0.5] * 10) == 0
     assert math.isnan(interval([1.0]))
 
@@ -142,9 +136,8 @@ def test_interval_covers_the_truth_19_times_of_20():
     rng = random.Random(0)
     inside = 0
     for _ in range(2000):  # every problem has its own difficulty, uniform: the mean is 0.5
-        rates = [
-            sum(rng.random() < p for _ in range(4)) / 4 for p in (rng.random() for _ in range(60))
-        ]
+        chances = (rng.random() for _ in range(60))
+        rates = [sum(rng.random() < p for _ in range(4)) / 4 for p in chances]
         inside += abs(sum(rates) / 60 - 0.5) <= interval(rates)
     assert 0.93 < inside / 2000 < 0.965
 
@@ -237,28 +230,23 @@ def test_decode_drops_only_the_last_eos():
 # --- sampling ---
 
 
-def test_evaluate(grader):
+def test_sample_and_summarize(grader):
     engine = Oracle(0.7)
-    metrics, records = evaluate(
-        engine, Characters(), sums(40), grader, "boxed", n=8, max_tokens=50, seed=3
-    )
+    metrics, records = evaluated(engine, sums(40), grader, n=8, max_tokens=50, seed=3)
     right = sum(x for r in records for x in r["rewards"]) / 320
     assert metrics["pass@1"] == pytest.approx(right) and 0.55 < right < 0.85
     assert metrics["pass@1"] < metrics["pass@2"] < metrics["pass@8"]
     assert 0.3 < metrics["reflection_rate"] < 0.7 and metrics["truncation_rate"] == 0
-    assert engine.calls[0][3:] == (0.6, 0.95, 50)  # the paper's evaluation
+    assert engine.calls[0][3:] == (0.6, 0.95, 50)
     assert [r["id"] for r in records] == list(range(40))
     assert all(len(r["responses"]) == len(r["lengths"]) == len(r["finished"]) == 8 for r in records)
     assert records[0]["lengths"][0] == len(records[0]["responses"][0]) + 1  # eos counts
 
 
 def test_truncated_responses_are_counted_and_wrong(grader):
-    metrics, _ = evaluate(Oracle(1.0), Characters(), sums(10), grader, "boxed", n=2, max_tokens=3)
-    assert (
-        metrics["truncation_rate"] == 1
-        and metrics["pass@1"] == 0
-        and metrics["response_length"] == 3
-    )
+    metrics, _ = evaluated(Oracle(1.0), sums(10), grader, n=2, max_tokens=3)
+    assert metrics["truncation_rate"] == 1 and metrics["pass@1"] == 0
+    assert metrics["response_length"] == 3
 
 
 def test_samples_depend_on_problem_and_seed_but_not_on_the_batch(grader):
@@ -279,7 +267,7 @@ def test_seeds_of_problems_never_overlap(grader):
     seeds = []
     for seed in (0, 1):
         engine = Oracle()
-        evaluate(engine, Characters(), sums(50), grader, "boxed", n=16, max_tokens=20, seed=seed)
+        evaluated(engine, sums(50), grader, n=16, max_tokens=20, seed=seed)
         seeds += [s + j for s in engine.calls[0][2] for j in range(16)]
     assert len(set(seeds)) == 2 * 50 * 16 and max(seeds) < 2**63
 
@@ -308,9 +296,8 @@ def test_table_is_the_papers():
         s: {"problems": 9, "n": 1, "pass@1": v, "response_length": 1234.5}
         for s, v in zip(names, base, strict=True)
     }
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table(sets).splitlines()
-    ]
+    lines = [line.strip("|").split("|") for line in table(sets).splitlines()]
+    rows = [[cell.strip() for cell in line] for line in lines]
     assert rows[0] == ["", "AIME24", "AMC23", "MATH500", "Minerva", "OlympiadBench", "Avg."]
     assert ["pass@1 [%]", "28.33", "62.50", "82.80", "26.47", "43.26", "48.67"] in rows
     assert ["length [tokens]"] + ["1234"] * 6 in rows
@@ -332,16 +319,8 @@ def fake(monkeypatch, tmp_path):
     engine = Oracle()
     engine.made = 0
 
-    def make_engine(
-        kind,
-        model,
-        *,
-        max_prompt_tokens,
-        max_tokens,
-        dtype="float32",
-        gpu_memory=0.5,
-        tensor_parallel=1,
-    ):
+    def make_engine(kind, model, *, max_prompt_tokens, max_tokens, dtype, **how):
+        assert how == {"gpu_memory": 0.9, "tensor_parallel": 1}
         engine.made += 1
         engine.options = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": max_tokens}
         return engine
@@ -354,7 +333,8 @@ def fake(monkeypatch, tmp_path):
     return engine
 
 
-BASE = "--model model --data sums.json --prompt prompt.txt --n 4 --chunk 3 --workers 1 --out r/out.json".split()
+DATA = "--model model --data sums.json --prompt prompt.txt "
+BASE = f"{DATA} --n 4 --chunk 3 --workers 1 --out r/out.json".split()
 
 
 def refused(capsys, *argv) -> str:
@@ -373,9 +353,8 @@ def test_run_writes_table_json_and_samples(fake, capsys):
     assert len(lines) == 11 and lines[0]["config"] == result["config"] and "average" not in result
     assert metrics["problems"] == 10 and metrics["n"] == 4
     assert metrics["pass@1"] == pytest.approx(sum(x for r in lines[1:] for x in r["rewards"]) / 40)
-    assert (
-        result["config"]["temperature"] == 0.6 and result["config"]["max_tokens"] == 500
-    )  # half the context
+    assert result["config"]["temperature"] == 0.6
+    assert result["config"]["max_tokens"] == 500  # half the context
     assert f"{100 * metrics['pass@1']:.2f}" in capsys.readouterr().out
     assert fake.closed and [call[0] for call in fake.calls] == [3, 3, 3, 1]
     assert fake.options["max_prompt_tokens"] == 3 and fake.options["max_tokens"] == 500
@@ -386,23 +365,16 @@ def test_same_command_continues_after_a_kill_and_gives_the_same(fake):
     whole, result = Path("r/out.samples.jsonl").read_text(), Path("r/out.json").read_text()
     lines = whole.splitlines(keepends=True)
     Path("r/out.json").unlink()
-    Path("r/out.samples.jsonl").write_text(
-        "".join(lines[:5]) + lines[5][:17]
-    )  # killed while writing a line
+    killed = "".join(lines[:5]) + lines[5][:17]  # while writing a line
+    Path("r/out.samples.jsonl").write_text(killed)
     fake.calls.clear()
     evaluation.main(BASE)
-    assert (
-        sum(call[0] for call in fake.calls) == 6
-    )  # the four complete problems are not sampled again
-    assert (
-        Path("r/out.samples.jsonl").read_text() == whole
-        and Path("r/out.json").read_text() == result
-    )
+    assert sum(call[0] for call in fake.calls) == 6  # the four complete ones are not sampled again
+    assert Path("r/out.samples.jsonl").read_text() == whole
+    assert Path("r/out.json").read_text() == result
     made = fake.made
     evaluation.main(BASE)
-    assert (
-        fake.made == made and Path("r/out.json").read_text() == result
-    )  # complete: no engine at all
+    assert fake.made == made and Path("r/out.json").read_text() == result  # no engine at all
 
 
 def test_a_kill_before_the_first_line_is_complete(fake):
@@ -430,9 +402,8 @@ def test_another_config_is_refused_with_the_flag(fake, capsys, change, named, ke
         Path("r/out.json").unlink()
     before = Path("r/out.samples.jsonl").read_text()
     message = refused(capsys, *BASE, *change)
-    assert (
-        message.startswith("eval.py: --out r/out.json") and named in message and "\n" not in message
-    )
+    assert message.startswith("eval.py: --out r/out.json")
+    assert named in message and "\n" not in message
     assert Path("r/out.samples.jsonl").read_text() == before
 
 
@@ -453,49 +424,24 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
     assert "1 prompts do not fit" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("r/out.samples.jsonl").read_text().splitlines()[1:]]
     lost = next(r for r in lines if r["id"] == 1)
-    assert (
-        lost["rewards"] == [0] * 4
-        and lost["finished"] == [False] * 4
-        and lost["responses"] == [""] * 4
-    )
+    assert lost["rewards"] == [0] * 4 and lost["finished"] == [False] * 4
+    assert lost["responses"] == [""] * 4
     assert json.loads(Path("r/out.json").read_text())["sets"]["sums.json"]["problems"] == 2
     assert fake.options["max_prompt_tokens"] == 3
 
 
 def test_two_ranks_write_what_one_writes(base, tmp_path):
     """A last chunk smaller than the ranks' share, and one with a rank out of work, are in it."""
-    flags = [
-        "--model",
-        base,
-        "--data",
-        "tiny",
-        "--limit",
-        "9",
-        "--n",
-        "2",
-        "--max_tokens",
-        "40",
-        "--chunk",
-        "2",
-    ]
+    flags = f"--model {base} --data tiny --limit 9 --n 2 --max_tokens 40 --chunk 2 --engine hf"
     of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {k: v for k, v in os.environ.items() if k not in of_the_group}
     # without the -- torchrun takes --n for its own
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2 --".split()
+    run = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": 300}
     for name, how in (("one", []), ("two", launch)):
-        command = [
-            sys.executable,
-            *how,
-            "eval.py",
-            *flags,
-            "--engine",
-            "hf",
-            "--out",
-            str(tmp_path / f"{name}.json"),
-        ]
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
-        )
+        out = str(tmp_path / f"{name}.json")
+        command = [sys.executable, *how, "eval.py", *flags.split(), "--out", out]
+        done = subprocess.run(command, **run)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("pass@1 [%]") == 1  # rank 0 speaks
     for end in ("json", "samples.jsonl"):
@@ -511,32 +457,15 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
         ("--model model --limit 0", "--limit 0: must be at least 1"),
         ("--model model --seed 10000000000000", "--seed 10000000000000: is too large"),
         ("--model model --top_p 0", "--top_p 0.0"),
-        (
-            "--model model --data nosuch.json --prompt prompt.txt",
-            "--data nosuch.json: there is no such file",
-        ),
-        ("--model model --data sums.json --prompt nosuch", "--prompt nosuch: neither"),
-        (
-            "--model model --data sums.json --answer_field z --prompt prompt.txt",
-            "--answer_field z: no row",
-        ),
-        (
-            "--model model --data aime24 --data_dir nowhere --prompt prompt.txt",
-            "--data_dir nowhere: there is no such folder",
-        ),
-        (
-            "--model model --data sums.json --prompt prompt.txt --max_tokens 1000",
-            "--max_tokens 1000: the model's whole",
-        ),
-        ("--model model --data sums.json --out x.txt", "--out x.txt: must end in .json"),
-        (
-            "--samples nosuch.jsonl --data sums.json",
-            "--samples nosuch.jsonl: there is no such file",
-        ),
-        (
-            "--model model --data sums.json --tensor_parallel 2",
-            "--tensor_parallel 2: does not divide the 1 ranks",
-        ),
+        ("--model model --temperature 0", "--n 16: with --temperature 0 all are the same; use 1"),
+        (f"{DATA} --data nosuch.json", "--data nosuch.json: there is no such file"),
+        (f"{DATA} --prompt nosuch", "--prompt nosuch: neither"),
+        (f"{DATA} --answer_field z", "--answer_field z: no row"),
+        (f"{DATA} --data aime24 --data_dir nowhere", "--data_dir nowhere: there is no such folder"),
+        (f"{DATA} --max_tokens 1000", "--max_tokens 1000: the model's whole"),
+        (f"{DATA} --out x.txt", "--out x.txt: must end in .json"),
+        ("--samples nosuch.jsonl", "--samples nosuch.jsonl: there is no such file"),
+        (f"{DATA} --tensor_parallel 2", "--tensor_parallel 2: does not divide the 1 ranks"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, argv, message):
@@ -562,10 +491,8 @@ def samples(rows: list[dict]) -> list[str]:
 
 def test_samples_by_id_by_text_and_over_several_rows(fake):
     rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(5)]
-    rows += [
-        {"problem": f"{i}+{i}", "responses": [f"\\boxed{{{2 * i}}}", "no idea"]}
-        for i in range(5, 10)
-    ]
+    for i in range(5, 10):
+        rows.append({"problem": f"{i}+{i}", "responses": [f"\\boxed{{{2 * i}}}", "no idea"]})
     rows += [{"id": 0, "response": "\\boxed{1}"}]
     evaluation.main(samples(rows))
     metrics = json.loads(Path("s.json").read_text())["sets"]["sums.json"]
@@ -578,9 +505,8 @@ def test_samples_by_id_by_text_and_over_several_rows(fake):
 def test_own_samples_grade_to_the_same_numbers(fake):
     evaluation.main(BASE)
     own = json.loads(Path("r/out.json").read_text())["sets"]["sums.json"]
-    evaluation.main(
-        "--samples r/out.samples.jsonl --data sums.json --format boxed --workers 1 --out s.json".split()
-    )
+    flags = "--data sums.json --format boxed --workers 1 --out s.json"
+    evaluation.main(f"--samples r/out.samples.jsonl {flags}".split())
     again = json.loads(Path("s.json").read_text())["sets"]["sums.json"]
     assert again == {key: value for key, value in own.items() if key != "response_length"}
 
@@ -604,9 +530,8 @@ def test_a_text_in_two_sets_counts_in_both(fake):
     rows = [{"problem": f"{i}+{i}", "response": f"\\boxed{{{2 * i}}}"} for i in range(10)]
     evaluation.main([*samples(rows), "--data", "sums.json,more.json"])
     result = json.loads(Path("s.json").read_text())
-    assert [m["pass@1"] for m in result["sets"].values()] == [1, 1] and result["average"][
-        "problems"
-    ] == 20
+    assert [m["pass@1"] for m in result["sets"].values()] == [1, 1]
+    assert result["average"]["problems"] == 20
 
 
 def test_an_unreadable_samples_file_or_foreign_out_is_one_sentence(fake, capsys):
@@ -618,9 +543,8 @@ def test_an_unreadable_samples_file_or_foreign_out_is_one_sentence(fake, capsys)
 
 
 def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
-    rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(12)] + [
-        {"problem": "?", "response": "x"}
-    ]
+    rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(12)]
+    rows.append({"problem": "?", "response": "x"})
     evaluation.main(samples(rows))
     assert "3 rows of --samples theirs.jsonl belong to no problem" in capsys.readouterr().out
     assert json.loads(Path("s.json").read_text())["sets"]["sums.json"]["pass@1"] == 1
@@ -630,7 +554,7 @@ def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
 
 
 def test_real_entry_point_survives_sigkill(tmp_path):
-    """A random two-layer model through the hf engine; killed after the first chunk, the same command completes it."""
+    """A random model through the hf engine; killed in between, the same command completes it."""
     torch = pytest.importorskip("torch")
     from test_data import make_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -638,71 +562,36 @@ def test_real_entry_point_survives_sigkill(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
-    size = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
-    eos = {
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-        "max_position_embeddings": 512,
-    }
-    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **size, **eos)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
     rows = [{"problem": f"{i}+{i}", "answer": str(2 * i)} for i in range(12)]
     (tmp_path / "sums.json").write_text(json.dumps(rows))
-    command = [
-        sys.executable,
-        str(ROOT / "eval.py"),
-        "--model",
-        str(tmp_path / "model"),
-        "--engine",
-        "hf",
-    ]
-    command += [
-        "--data",
-        "sums.json",
-        "--n",
-        "2",
-        "--max_tokens",
-        "40",
-        "--chunk",
-        "1",
-        "--workers",
-        "1",
-        "--out",
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [*command, "whole.json"],
-        cwd=tmp_path,
-        env=env,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    process = subprocess.Popen(
-        [*command, "killed.json"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
-    )
+    flags = "--engine hf --data sums.json --n 2 --max_tokens 40 --chunk 1 --workers 1".split()
+    command = [sys.executable, str(ROOT / "eval.py"), "--model", "model", *flags, "--out"]
+    where = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}}
+    run = {"check": True, "capture_output": True, "timeout": 120, **where}
+    subprocess.run([*command, "whole.json"], **run)
+    process = subprocess.Popen([*command, "killed.json"], stderr=subprocess.DEVNULL, **where)
     partial = tmp_path / "killed.samples.jsonl"
     deadline = time.time() + 100
-    while time.time() < deadline and not (
-        partial.exists() and partial.read_bytes().count(b"\n") >= 3
-    ):
+    while time.time() < deadline:
+        if partial.exists() and partial.read_bytes().count(b"\n") >= 3:
+            break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 3 <= partial.read_bytes().count(b"\n") < 13 and not (tmp_path / "killed.json").exists()
-    subprocess.run(
-        [*command, "killed.json"],
-        cwd=tmp_path,
-        env=env,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    subprocess.run([*command, "killed.json"], **run)
     assert partial.read_bytes() == (tmp_path / "whole.samples.jsonl").read_bytes()
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
 
@@ -714,7 +603,7 @@ REAL = os.environ.get("REMIX_SHARED")
 
 @pytest.mark.skipif(not REAL, reason="REMIX_SHARED names no folder with data/")
 def test_golds_as_samples_reach_100_percent(tmp_path, monkeypatch):
-    """Every gold of the five sets as if a system had answered it; and the answers of the next problem, which must fail."""
+    """Every gold of the five sets as an answer; and those of the next problem, which must fail."""
     monkeypatch.chdir(tmp_path)
     names = "aime24,amc,math500,minerva,olympiadbench"
     right, wrong = [], []
@@ -727,10 +616,8 @@ def test_golds_as_samples_reach_100_percent(tmp_path, monkeypatch):
     for rows, low, high in ((right, 1, 1), (wrong, 0, 0.05)):
         Path("s.jsonl").write_text("\n".join(map(json.dumps, rows)))
         Path("s.json").unlink(missing_ok=True)
-        command = (
-            f"--samples s.jsonl --data {names} --data_dir {REAL}/data --format boxed --out s.json"
-        )
-        evaluation.main(command.split())
+        flags = f"--data {names} --data_dir {REAL}/data --format boxed --out s.json"
+        evaluation.main(f"--samples s.jsonl {flags}".split())
         result = json.loads(Path("s.json").read_text())
         assert all(low <= m["pass@1"] <= high for m in result["sets"].values()), result
         assert result["average"]["problems"] == 1560

@@ -660,7 +660,7 @@ def test_bad_models_and_data(base, group, tmp_path, monkeypatch, flags, message)
     Path("empty.json").write_text("[]")
     Path("words.json").write_text(json.dumps([dict(problem="What?", answer=r"\frac{")]))
     with pytest.raises(ValueError, match=message):
-        remix.load_data(bad("--model", base, "--max_tokens", 100, *flags))
+        data.load_run(bad("--model", base, "--max_tokens", 100, *flags))
 
 
 def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
@@ -689,9 +689,9 @@ def test_what_one_rank_refuses_all_refuse(group, monkeypatch):
 
 
 def test_a_run_folder_that_a_node_does_not_see(tmp_path, monkeypatch):
-    monkeypatch.setattr(remix.time, "time", iter([0, 61]).__next__)
+    monkeypatch.setattr(config.time, "time", iter([0, 61]).__next__)
     with pytest.raises(ValueError, match="--out .*: is not one folder for all nodes"):
-        remix.check_shared(str(tmp_path))
+        config.check_shared(str(tmp_path))
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path):

@@ -1,4 +1,4 @@
-"""The embedded task and its base model: problems, demonstrations, tokenizer, and the making of the folder."""
+"""The embedded task and its base model: problems, demonstrations, tokenizer, folder."""
 
 import dataclasses
 import os
@@ -26,9 +26,7 @@ def quick(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(quick):
-    return AutoTokenizer.from_pretrained(
-        quick
-    )  # as users load it; AutoTokenizer may choose another class
+    return AutoTokenizer.from_pretrained(quick)  # as users load it: it may choose another class
 
 
 def run_chain(text: str, equals: str) -> list[tuple[str, str]]:
@@ -36,7 +34,7 @@ def run_chain(text: str, equals: str) -> list[tuple[str, str]]:
     return re.findall(rf"(?=\b(\d+ [+-] \d+) {equals} (\d+))", text)
 
 
-# ---- problems -----------------------------------------------------------------------------------------------------
+# ---- problems ------------------------------------------------------------------------------------
 
 
 def test_splits_are_disjoint_distinct_and_of_every_difficulty():
@@ -58,14 +56,12 @@ def test_answers_are_right_and_within_the_vocabulary():
 
 
 def test_problems_and_demonstrations_are_the_same_in_another_process():
-    code = "import tiny as bm; print(bm.embedded_problems('test'), bm.demonstrations(bm.BaseModel(steps=3)))"
-    other = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO, env={"PYTHONHASHSEED": "7"}, capture_output=True
-    )
-    assert (
-        other.stdout.decode().strip()
-        == f"{bm.embedded_problems('test')} {bm.demonstrations(bm.BaseModel(steps=3))}"
-    )
+    made = "bm.embedded_problems('test'), bm.demonstrations(bm.BaseModel(steps=3))"
+    command = [sys.executable, "-c", f"import tiny as bm; print({made})"]
+    env = {"PYTHONHASHSEED": "7"}
+    other = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    here = f"{bm.embedded_problems('test')} {bm.demonstrations(bm.BaseModel(steps=3))}"
+    assert other.stdout.strip() == here
 
 
 def test_unknown_split_is_refused():
@@ -73,7 +69,7 @@ def test_unknown_split_is_refused():
         bm.embedded_problems("dev")
 
 
-# ---- demonstrations -----------------------------------------------------------------------------------------------
+# ---- demonstrations ------------------------------------------------------------------------------
 
 DRAWS = 3000
 
@@ -97,10 +93,8 @@ def test_guesses_are_near_and_right_one_time_in_seven():
 def test_first_pass_forgets_half_of_the_carries_and_keeps_the_slip():
     carries = forgotten = steps = missteps = 0
     for terms, response in draws("reason"):
-        stated = [
-            (eval(left), int(result), int(left.split()[0]))
-            for left, result in run_chain(response, "=")
-        ]
+        lines = run_chain(response, "=")
+        stated = [(eval(left), int(result), int(left.split()[0])) for left, result in lines]
         assert len(stated) == len(terms) - 1 and boxed(response) == stated[-1][1]
         for truth, result, before in stated:
             crosses = truth // 10 != before // 10
@@ -110,9 +104,7 @@ def test_first_pass_forgets_half_of_the_carries_and_keeps_the_slip():
                 steps += 1
                 missteps += result != truth
                 assert abs(result - truth) <= 1
-    assert (
-        0.4 < forgotten / carries < 0.5
-    )  # slip_rate, a little less for the passes that were drawn anew
+    assert 0.4 < forgotten / carries < 0.5  # slip_rate, less the passes that were drawn anew
     assert abs(missteps / steps - 0.05) < 0.01
 
 
@@ -124,9 +116,8 @@ def test_reasoning_is_often_wrong_and_the_check_always_mends_it():
         first, redo = response.split(" ; Wait , check : ")
         mended += int(run_chain(first, "=")[-1][1]) != sum(terms)
         steps = run_chain(redo, "makes")
-        assert len(steps) == len(terms) - 1 and all(
-            eval(left) == int(result) for left, result in steps
-        )
+        assert len(steps) == len(terms) - 1
+        assert all(eval(left) == int(result) for left, result in steps)
         assert boxed(response) == sum(terms)
     assert 0.4 < mended / DRAWS < 0.65
 
@@ -146,8 +137,11 @@ def test_a_check_that_does_not_mend_repeats_the_first_pass():
 def test_a_model_name_gives_its_settings():
     assert bm.named("tiny") == bm.BaseModel()
     assert bm.named("tiny:mending=0,steps=5") == bm.BaseModel(mending=0.0, steps=5)
-    for name, words in {"tiny:mend=0": "no setting 'mend'", "tiny:steps=many": "'many' is no value for steps",
-                        "tiny:mending=2": "mending must be between 0 and 1"}.items():  # fmt: skip
+    for name, words in {
+        "tiny:mend=0": "no setting 'mend'",
+        "tiny:steps=many": "'many' is no value for steps",
+        "tiny:mending=2": "mending must be between 0 and 1",
+    }.items():
         with pytest.raises(ValueError, match=words):
             bm.named(name)
 
@@ -176,7 +170,7 @@ def test_impossible_settings_are_refused(flags, words):
         bm.BaseModel(**flags)
 
 
-# ---- tokenizer ----------------------------------------------------------------------------------------------------
+# ---- tokenizer -----------------------------------------------------------------------------------
 
 
 def test_every_word_of_a_demonstration_is_one_token_and_comes_back(tokenizer):
@@ -207,31 +201,23 @@ def test_chat_template_ends_with_think_and_encodes_words(tokenizer):
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == "<|user|> 7 + 4<|assistant|><think>"
     ids = tokenizer(text)["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids) == [
-        "<|user|>",
-        " 7",
-        " +",
-        " 4",
-        "<|assistant|>",
-        "<think>",
-    ]
+    words = ["<|user|>", " 7", " +", " 4", "<|assistant|>", "<think>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == words
     assert ids == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-    with_reply = tokenizer.apply_chat_template(
-        chat + [{"role": "assistant", "content": "<think> 11"}], tokenize=False
-    )
+    reply = {"role": "assistant", "content": "<think> 11"}
+    with_reply = tokenizer.apply_chat_template([*chat, reply], tokenize=False)
     assert with_reply == "<|user|> 7 + 4<|assistant|><think> 11<|im_end|>"
 
 
 def test_eos_is_not_pad_and_decoding_drops_only_the_control_tokens(tokenizer):
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
-    ids = tokenizer("<think> 4 </think> \\boxed{ 4 }" + tokenizer.eos_token + tokenizer.pad_token)[
-        "input_ids"
-    ]
+    text = "<think> 4 </think> \\boxed{ 4 }"
+    ids = tokenizer(text + tokenizer.eos_token + tokenizer.pad_token)["input_ids"]
     assert ids[-2:] == [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "<think> 4 </think> \\boxed{ 4 }"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-# ---- the model and its folder -------------------------------------------------------------------------------------
+# ---- the model and its folder --------------------------------------------------------------------
 
 
 def test_loss_covers_the_response_and_nothing_else(quick, tokenizer):
@@ -240,21 +226,18 @@ def test_loss_covers_the_response_and_nothing_else(quick, tokenizer):
     expected = 0.0
     for ids, prompt in rows:  # one by one, without padding
         logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[:prompt]).endswith(
-            "<think>"
-        )
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids[:prompt]).endswith("<think>")
         expected -= sum(logp[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
     assert bm._loss(model, rows).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_folder_loads_is_tied_and_stops_at_eos(quick, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(quick)
-    assert (
-        model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
-    )
-    assert (
-        model.config.vocab_size == len(tokenizer) and model.config.max_position_embeddings == 4096
-    )
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.max_position_embeddings == 4096
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
@@ -265,15 +248,12 @@ def test_same_settings_make_the_same_weights_and_leave_the_random_state_alone(qu
     assert torch.equal(state, torch.random.get_rng_state()) and threads == torch.get_num_threads()
     weights = [(Path(folder) / "model.safetensors").read_bytes() for folder in (quick, again)]
     assert weights[0] == weights[1]
-    other = bm.make_base_model(
-        str(tmp_path / "other"), bm.BaseModel(steps=3, batch_size=8, seed=1), quiet=True
-    )
+    seed1 = bm.BaseModel(steps=3, batch_size=8, seed=1)
+    other = bm.make_base_model(str(tmp_path / "other"), seed1, quiet=True)
     assert (Path(other) / "model.safetensors").read_bytes() != weights[0]
 
 
-def test_second_call_does_not_train_and_another_model_is_not_overwritten(
-    quick, monkeypatch, tmp_path
-):
+def test_second_call_does_not_train_nor_overwrite_another_model(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(bm, "_train", lambda *_: pytest.fail("trained again"))
     assert bm.make_base_model(quick, QUICK, quiet=True) == quick
     with pytest.raises(FileExistsError, match="another --out"):
@@ -285,10 +265,8 @@ def test_second_call_does_not_train_and_another_model_is_not_overwritten(
 
 def test_default_folder_is_named_by_the_settings(monkeypatch, tmp_path):
     monkeypatch.setattr(bm, "__file__", str(tmp_path / "tiny.py"))
-    folders = {
-        bm.make_base_model(settings=s, quiet=True)
-        for s in (QUICK, QUICK, bm.BaseModel(steps=2, batch_size=8))
-    }
+    settings = (QUICK, QUICK, bm.BaseModel(steps=2, batch_size=8))
+    folders = {bm.make_base_model(settings=s, quiet=True) for s in settings}
     assert len(folders) == 2 and all(Path(f).parent == tmp_path / "cache" for f in folders)
     assert all(re.fullmatch(r"tiny-[0-9a-f]{10}", Path(f).name) for f in folders)
 
@@ -306,18 +284,14 @@ def test_failure_while_saving_leaves_nothing(monkeypatch, tmp_path):
 def test_kill_while_saving_leaves_no_half_made_folder_and_the_next_call_makes_it(quick, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(quick)
     child = os.fork()  # cheaper than a new interpreter, which would import torch again
-    if child == 0:
+    if child == 0:  # is killed when the weights are written
         bm._train = lambda *_: model
-        bm.Qwen2Tokenizer.save_pretrained = lambda *_: os.kill(
-            os.getpid(), signal.SIGKILL
-        )  # the weights are written
+        bm.Qwen2Tokenizer.save_pretrained = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert (
-        not (tmp_path / "model").exists()
-        and len(list(tmp_path.glob(".model.*/*.safetensors"))) == 1
-    )
+    assert not (tmp_path / "model").exists()
+    assert len(list(tmp_path.glob(".model.*/*.safetensors"))) == 1
     out = bm.make_base_model(str(tmp_path / "model"), QUICK, quiet=True)
     AutoModelForCausalLM.from_pretrained(out)
 
@@ -331,7 +305,7 @@ def test_loser_of_a_race_takes_the_winners_folder(monkeypatch, tmp_path):
         return train(*arguments)
 
     monkeypatch.setattr(bm, "_train", slow_train)
-    # two makers in one process would share the name of the partial folder; it is gone again by the time of the second
+    # two makers in one process share the name of the partial folder; the first's is gone by then
     assert bm.make_base_model(out, QUICK, quiet=True) == out
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -344,16 +318,13 @@ def test_flags(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run("--help")
     helped = capsys.readouterr().out
-    assert stop.value.code == 0 and all(
-        f"--{f.name}" in helped for f in dataclasses.fields(bm.BaseModel)
-    )
+    assert stop.value.code == 0
+    assert all(f"--{f.name}" in helped for f in dataclasses.fields(bm.BaseModel))
     with pytest.raises(SystemExit) as stop:
         run("--guess", "0.1")  # no abbreviations: --guess is none of the flags
     assert stop.value.code == 2 and "--guess" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="32 or 64"):
         run("--heads", "4")
     run("--out", str(tmp_path / "m"), "--steps", "2", "--batch_size", "4")
-    assert (
-        capsys.readouterr().out.strip() == str(tmp_path / "m")
-        and (tmp_path / "m" / "config.json").is_file()
-    )
+    assert capsys.readouterr().out.strip() == str(tmp_path / "m")
+    assert (tmp_path / "m" / "config.json").is_file()
