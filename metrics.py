@@ -157,12 +157,15 @@ class Log:
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
 
-    def row(self, new: list[Response], counts: dict[str, int]) -> dict:
+    def row(
+        self, new: list[Response], counts: dict[str, int], share: float, lam: float, eps: float
+    ) -> dict:
         """The step's numbers. new: the responses sampled in it, with their `counts`
-        (remix.give_rewards); then means over the tokens of all updates, by data age where a name
+        (remix.give_rewards); share: of the batch that is replayed; means over the tokens of all updates, by data age where a name
         ends in /ageI, by quarter of the replayed responses where in /quarterI; seconds by phase."""
         *sums, n = self.totals["terms"].tolist()
         row = dict(
+            off_policy_ratio=share, kl_convex_lambda=lam, clip_eps=eps,
             reward=float(np.mean([r.reward for r in new])),
             response_length=float(np.mean([len(r.tokens) for r in new])),
             reflection_rate=counts["reflecting"] / len(new),
@@ -182,29 +185,26 @@ class Log:
         return row | {f"seconds_{name}": value for name, value in self.seconds.items()}
 
     def write(self, row: dict) -> None:
-        """JSON has no nan: what is undefined is left out. 8 digits are more than float32 has."""
+        """A line in the file, and one on the screen. JSON has no nan: what is undefined is left
+        out. 8 digits are more than float32 has."""
         row = {
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
         }
         if self.main:
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
-
-    def base_model(self, row: dict) -> None:
-        if "eval/pass@1" in row:
+        if "reward" in row:
+            text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
+            text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
+            if "eval/pass@1" in row:
+                text += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+            if row["grader_kills"]:
+                text += f"  {row['grader_kills']} gradings killed"
+            self.say(f"{text}  {sum(self.seconds.values()):.1f} s")
+            self.bar.update()
+        elif "eval/pass@1" in row:
             length = row["eval/response_length"]
             self.say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {length:.0f} tokens a response")
-
-    def summary(self, row: dict) -> None:
-        """The step's line on the screen."""
-        text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
-        text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
-        if "eval/pass@1" in row:
-            text += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
-        if row["grader_kills"]:
-            text += f"  {row['grader_kills']} gradings killed"
-        self.say(f"{text}  {sum(self.seconds.values()):.1f} s")
-        self.bar.update()
 
 
 # ----------------------------------------------------------------------------------- files of a run

@@ -60,7 +60,7 @@ from eval import decode, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader
-from rollout import WrongWeights, check_gap, make_engine
+from rollout import WrongWeights, check_engine, make_engine
 
 # ------------------------------------------------------------------------------- pieces of the loop
 
@@ -134,22 +134,6 @@ def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generato
     n = -(-(len(fresh) + len(replayed)) // size)
     fresh, replayed = ([part[i] for i in rng.permutation(len(part))] for part in (fresh, replayed))
     return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]  # from both ends: even sizes
-
-
-def clip_width(batch: list[Response], step: int, cfg: Config) -> float:
-    """eps; with --geppo_clip GePPO's, which shrinks with the batch's age."""
-    ages = np.bincount([step - r.step for r in batch]) / len(batch)
-    return loss.geppo_clip_eps(cfg.clip_eps, ages.tolist()) if cfg.geppo_clip else cfg.clip_eps
-
-
-def check_engine(responses: list[Response], sampler: Policy, cfg: Config, device: str) -> None:
-    """WrongWeights if the engine's log-probs are not the trainer's."""
-    budget = cfg.tokens_per_micro_batch
-    check_gap(
-        [r.logp_b for r in responses],
-        parallel.frozen_pass(sampler, responses, budget, device),
-        cfg.dtype,
-    )
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -250,9 +234,8 @@ def train(
             setattr(r, name, row)
 
     if state.step == 0:
-        row = state.counts() | evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
-        log.base_model(row)
-        log.write(row)
+        scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
+        log.write(state.counts() | scores)
     else:
         log.say(f"going on after step {state.step} of {cfg.out}")
     gc.collect()
@@ -290,7 +273,7 @@ def train(
 
         # ---------------------------------------------------------- mix with replay (Mix-PPG)
         if step == first:  # a sync that failed is silent: compare sampler and trainer, once
-            check_engine(new[:16], sampler, cfg, device)
+            check_engine(new[:16], sampler, cfg.tokens_per_micro_batch, device, cfg.dtype)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
         fresh = replay.keep(buffer, sampled, chosen)  # all
@@ -317,7 +300,7 @@ def train(
 
         # ---------------------------------------------------------- advantages A^{pi_k}
         set_advantages(batch, cfg, sibling.advantage if sibling else None)
-        eps = clip_width(batch, step, cfg)
+        eps = siblings.clip_width(batch, step, cfg)  # cfg.clip_eps
 
         # ---------------------------------------------------------- update: m passes (UTD ratio m)
         for i in range(m):
@@ -359,12 +342,10 @@ def train(
             buffer.push(fresh, step)
         state.done(step, len(log.norms), log.elapsed())
         share = len(replayed) / (len(fresh) + len(replayed))
-        settings = dict(off_policy_ratio=share, kl_convex_lambda=lam, clip_eps=eps)
-        row = state.counts() | settings | log.row(new, counts)
+        row = state.counts() | log.row(new, counts, share, lam, eps)
         if due(step, cfg.eval_every, cfg.steps):
             row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
         log.write(row)
-        log.summary(row)
         if due(step, cfg.save_every, cfg.steps):
             checkpoint.save_run(cfg, state, models, optimizers, buffer)
 
@@ -372,7 +353,8 @@ def train(
     checkpoint.export(policy, tokenizer, Path(cfg.out, "model"))
     if rank == 0:
         plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
-    log.say(f"done: {cfg.out}/model, {cfg.out}/metrics.jsonl, {cfg.out}/curve.png")
+    out = Path(cfg.out).resolve()
+    log.say(f"done: {out}/model, {out}/metrics.jsonl, {out}/curve.png")
     grader.close()
     engine.close()
 

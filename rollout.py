@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache
 
-from parallel import become_a_rank
+from buffer import Response
+from parallel import become_a_rank, frozen_pass
 
 
 class Sample(NamedTuple):
@@ -309,6 +310,14 @@ def nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
 
 class WrongWeights(RuntimeError):
     """Sampler and trainer are not the same policy."""
+
+
+def check_engine(
+    responses: list[Response], policy: torch.nn.Module, budget: int, device: str, dtype: str
+) -> None:
+    """WrongWeights if the engine's log-probs of its samples are not the policy's."""
+    theirs = frozen_pass(policy, responses, budget, device)
+    check_gap([r.logp_b for r in responses], theirs, dtype)
 
 
 def check_gap(

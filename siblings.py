@@ -31,7 +31,7 @@ from torch import Tensor
 
 from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
 from config import Config
-from loss import grouped, token_mean
+from loss import geppo_clip_eps, grouped, token_mean
 from model import copy_weights
 from parallel import Batch
 
@@ -348,6 +348,13 @@ LOSSES: dict[str, Loss] = dict(
         oapl, "Ritter et al. 2026, arXiv 2602.19362", advantage=oapl_advantages, per="response"
     ),
 )
+
+
+def clip_width(batch: list[Response], step: int, cfg: Config) -> float:
+    """cfg.clip_eps; with --geppo_clip GePPO's, which shrinks as the batch gets older."""
+    ages = np.bincount([step - r.step for r in batch]) / len(batch)
+    return geppo_clip_eps(cfg.clip_eps, ages.tolist()) if cfg.geppo_clip else cfg.clip_eps
+
 
 # ----------------------------------------------------------------------------------------- replays
 
