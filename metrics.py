@@ -161,8 +161,9 @@ class Log:
         self, new: list[Response], counts: dict[str, int], share: float, lam: float, eps: float
     ) -> dict:
         """The step's numbers. new: the responses sampled in it, with their `counts`
-        (remix.give_rewards); share: of the batch that is replayed; means over the tokens of all updates, by data age where a name
-        ends in /ageI, by quarter of the replayed responses where in /quarterI; seconds by phase."""
+        (remix.give_rewards); share: of the batch that is replayed; means over the tokens of all
+        updates, by data age where a name ends in /ageI, by quarter of the replayed responses where
+        in /quarterI; seconds by phase."""
         *sums, n = self.totals["terms"].tolist()
         row = dict(
             off_policy_ratio=share, kl_convex_lambda=lam, clip_eps=eps,
