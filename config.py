@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from importlib.util import find_spec
@@ -247,12 +248,8 @@ def check_config(cfg: Config) -> None:
     from loss import kl_convex_weight
     from siblings import LOSSES, REPLAYS
 
-    def in_range(low, names: str, high=math.inf) -> list[tuple]:
-        what = f"must be at least {low}" if high == math.inf else f"must be in [{low}, {high}]"
-        return [(low <= getattr(cfg, name) <= high, name, what) for name in names.split()]
-
-    def above_zero(names: str) -> list[tuple]:
-        return [(getattr(cfg, name) > 0, name, "must be above 0") for name in names.split()]
+    def each(names: str, fine: Callable, what: str) -> list[tuple]:
+        return [(fine(getattr(cfg, name)), name, what) for name in names.split()]
 
     try:
         lam_is_fine = 0 <= kl_convex_weight(cfg.kl_convex, 1) <= 1
@@ -266,13 +263,14 @@ def check_config(cfg: Config) -> None:
     weighs = cfg.engine_weight != "off"
     clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
     rows = [  # is it fine, the flag, what to do
-        *in_range(1, "steps prompts_per_step mini_batch group_size tokens_per_micro_batch"),
-        *in_range(1, "max_prompt_tokens max_tokens replay_window utd_ratio eval_n"),
-        *in_range(1, "eval_max_tokens save_every grader_workers tensor_parallel"),
-        *in_range(0, "reincarnation_step eval_every eval_limit limit sampler_lag seed"),
-        *in_range(0, "kl_coef weight_decay"),
-        *above_zero("clip_eps value_clip grad_clip lr critic_lr temperature eval_temperature"),
-        *in_range(0, "gamma gae_lambda", 1),
+        *each("steps prompts_per_step mini_batch group_size tokens_per_micro_batch "
+              "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
+              "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
+        *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef "
+              "weight_decay", lambda x: x >= 0, "must not be negative"),
+        *each("clip_eps value_clip grad_clip lr critic_lr temperature eval_temperature",
+              lambda x: x > 0, "must be above 0"),
+        *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),
         (cfg.mini_batch > 0 and P % cfg.mini_batch == 0, "mini_batch",
          f"does not divide --prompts_per_step {P}; take a divisor of it, "
          f"{math.gcd(P, cfg.mini_batch)} say"),
