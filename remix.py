@@ -300,14 +300,17 @@ def train(
 
         # ---------------------------------------------------------- advantages A^{pi_k}
         set_advantages(batch, cfg, sibling.advantage if sibling else None)
-        eps = siblings.clip_width(batch, step, cfg)  # cfg.clip_eps
+        eps = cfg.clip_eps
+        if cfg.geppo_clip:
+            eps = siblings.geppo_width(eps, batch, step)
 
         # ---------------------------------------------------------- update: m passes (UTD ratio m)
         for i in range(m):
             for mini in mini_batches(fresh, replayed, cfg.mini_batch, rng(3, step, i)):
                 mini = [r for group in mini for r in group]
                 n = log.mini_batch(mini)  # response tokens, of all ranks and micro-batches
-                stats = sibling.stats(mini, eps, cfg, partial(forward, policy)) if sibling else {}
+                if sibling:
+                    stats = sibling.stats(mini, eps, cfg.max_tokens, partial(forward, policy))
                 for x in micro_batches(mini, step):  # B responses x T tokens each
                     logp, H, kl = policy(x, heads)  # (B, T); the exact KL to each anchor, or {}
 

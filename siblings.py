@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
-from config import Config
 from loss import geppo_clip_eps, grouped, token_mean
 from model import copy_weights
 from parallel import Batch
@@ -299,10 +298,10 @@ class Loss(NamedTuple):
     # constant: its responses * the longest response that may be sampled (Dr. GRPO)
     per: str = "token"
 
-    def stats(self, mini: list[Response], eps: float, cfg: Config, forward: Callable) -> dict:
+    def stats(self, mini: list[Response], eps: float, max_tokens: int, forward: Callable) -> dict:
         """Keywords of the loss that are of the whole mini-batch, and "size", its divisor.
         forward: responses -> their log-probs under the policy as it is now."""
-        tokens, longest = sum(len(r.tokens) for r in mini), len(mini) * cfg.max_tokens
+        tokens, longest = sum(len(r.tokens) for r in mini), len(mini) * max_tokens
         stats = dict(clip_eps=eps)
         stats["size"] = dict(token=tokens, response=len(mini), constant=longest)[self.per]
         if self.whole:
@@ -350,10 +349,10 @@ LOSSES: dict[str, Loss] = dict(
 )
 
 
-def clip_width(batch: list[Response], step: int, cfg: Config) -> float:
-    """cfg.clip_eps; with --geppo_clip GePPO's, which shrinks as the batch gets older."""
+def geppo_width(clip_eps: float, batch: list[Response], step: int) -> float:
+    """--geppo_clip: eps, shrunk by the ages of the batch (loss.geppo_clip_eps)."""
     ages = np.bincount([step - r.step for r in batch]) / len(batch)
-    return geppo_clip_eps(cfg.clip_eps, ages.tolist()) if cfg.geppo_clip else cfg.clip_eps
+    return geppo_clip_eps(clip_eps, ages.tolist())
 
 
 # ----------------------------------------------------------------------------------------- replays

@@ -10,7 +10,6 @@ import torch
 
 import loss
 from buffer import Response
-from config import Config
 from parallel import Batch
 from siblings import LOSSES, bapo_bounds, engine_weight, m2po_cut, rescore
 
@@ -565,9 +564,8 @@ def test_what_a_loss_is_divided_by(per):
     total = 0.0
     logps, A, lengths = np.log(rng.uniform(0.1, 0.9, (3, 3))), rng.normal(size=(3, 3)), [3, 2, 3]
     mask = np.array([[float(t < n) for t in range(3)] for n in lengths])
-    cfg = Config(max_tokens=10)
     mini = [Response([0], [1] * n, None, True, 0.0, 1) for n in lengths]
-    stats = sibling.stats(mini, 0.2, cfg, None)
+    stats = sibling.stats(mini, 0.2, 10, None)
     for rows in ([0, 1], [2]):
         logp, a, m = (torch.tensor(v[rows]) for v in (logps, A, mask))
         x = Batch(None, None, None, m, logp_b=logp, logp_k=logp, advantages=a)
