@@ -17,6 +17,8 @@ from test_remix import SMALL, assert_same_run, clean_env, metrics, run, start
 
 from tiny import embedded_problems
 
+pytestmark = pytest.mark.slow
+
 # remix.py with optimizers that also write their gradients to a file. Its learning rate is too small
 # to move a weight, so every mini-batch of every run is the same batch under the same policy.
 DUMP = """
