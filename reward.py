@@ -168,7 +168,7 @@ class Grader:
         return Scores(rewards, answers, kills, sum(not readable[gold] for gold in golds))
 
     def _grade(self, pairs: dict[tuple, float]) -> int:
-        """Fill in the rewards -> number of gradings that failed (time, memory, error) and stay 0."""
+        """Fill in the rewards -> how many gradings failed (time, memory, error): those stay 0."""
         waiting, kills = list(pairs)[::-1], 0
         while waiting or any(worker.pair for worker in self.workers):
             for worker in self.workers:
