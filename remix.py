@@ -314,6 +314,7 @@ def train(
                 for x in micro_batches(mini, step):  # B responses x T tokens each
                     logp, H, kl = policy(x, heads)  # (B, T); the exact KL to each anchor, or {}
 
+                    # ---- the loss of a micro-batch
                     pg = loss.mix_ppg(logp, x.logp_k, x.logp_b, x.advantages, eps)  # Eq. 3
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place
