@@ -1,7 +1,6 @@
-"""The real entry point: both algorithms, both engines, two ranks, resume bit for bit, kills, bad input, and the
-reduction of ReMix to plain PPO and GRPO, checked against an independent trainer written out below."""
+"""The real entry point: both algorithms, both engines, two ranks, resume bit for bit, kills and bad
+input. That it trains as an independent trainer does stands in test_minimal.py."""
 
-import copy
 import json
 import os
 import shutil
@@ -16,15 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import checkpoint
 import config
-import data
 import remix
-from reward import equivalent, extract_answer
-from rollout import HFEngine, VLLMEngine
-from tiny import embedded_problems
+from rollout import VLLMEngine
 
 SMALL = (
     "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 64 --prompts_per_step 10 --mini_batch 5 --lr 1e-3 "
@@ -273,198 +269,6 @@ def test_train_sh(base, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["algo"] == "grpo"
     assert metrics(tmp_path / "run")[-1]["rollouts"] == 2 * 2  # int(0.6 * 4) prompts of 2
-
-
-# ------------------------------------------------------------------------------------------------ an independent trainer
-
-
-def batch_of(samples, prompts):
-    """Padded ids and the response mask, written here once more and not taken from model.py."""
-    L = max(len(p) + len(s.tokens) for p, s in zip(prompts, samples, strict=True))
-    ids, mask, logp = (torch.zeros(len(samples), L) for _ in range(3))
-    for b, (p, s) in enumerate(zip(prompts, samples, strict=True)):
-        n = len(p) + len(s.tokens)
-        ids[b, :n], mask[b, len(p) : n], logp[b, len(p) : n] = (
-            torch.tensor(p + s.tokens),
-            1,
-            torch.tensor(s.logp),
-        )
-    return (
-        ids.long(),
-        mask[:, 1:],
-        logp[:, 1:],
-    )  # (B, L), (B, L - 1): position t predicts token t + 1
-
-
-def token_logp(lm, ids):
-    logits = lm(ids).logits[:, :-1]
-    logp = torch.log_softmax(logits, -1)
-    return logp.gather(-1, ids[:, 1:, None]).squeeze(-1), -(logp.exp() * logp).sum(-1)
-
-
-def k3(logp, ref):
-    return torch.exp(ref - logp) - 1 - (ref - logp)
-
-
-@pytest.mark.parametrize("algo", ["ppo", "grpo"])
-@pytest.mark.parametrize("method", ["plain", "remix"])
-def test_against_an_independent_trainer(base, tmp_path, algo, method, tokenizer):
-    """remix.py against a loop of full logits, without code of loss.py, model.py or buffer.py (only the order of the data
-    is asked of remix.py, and rewards of the grader).
-    plain: p = 0, m = 1, lambda = 1, no reincarnation. The loop then has no centre, no replay and no second anchor: it is
-    textbook PPO / GRPO with a KL penalty. The clip is narrow, so that it binds and its
-    centre matters. remix: p = 0.5, m = 2, lambda = 0.7, reincarnation after step 3."""
-    remixed = method == "remix"
-    P, G, mini, steps, beta, c, eps = 8, 4 if algo == "grpo" else 1, 4, 4, 0.5, 0.01, 0.02
-    flags = dict(
-        algo=algo,
-        prompts_per_step=P,
-        group_size=G,
-        mini_batch=mini,
-        steps=steps,
-        kl_coef=beta,
-        entropy_coef=c,
-    )
-    p, m, lam, T = (0.5, 2, 0.7, 3) if remixed else (0, 1, 1, 0)
-    method_flags = f"--off_policy_ratio {p} --utd_ratio {m} --kl_convex {lam} --reincarnation_step {T} --clip_eps {eps}"
-    # This base model is hardly ever right: any number up to 100 counts, or all advantages and the policy loss would be 0
-    source = tmp_path / "problems.json"
-    source.write_text(
-        json.dumps(
-            [row | dict(answer=["50"], error="50") for row in embedded_problems("train")[:64]]
-        )
-    )
-    rows = run(
-        base,
-        tmp_path / "run",
-        *method_flags.split(),
-        "--data",
-        source,
-        *(x for k, v in flags.items() for x in (f"--{k}", v)),
-    )
-
-    assert 0.1 < np.mean([row["reward"] for row in rows[1:]]) < 0.9
-
-    problems, _ = data.load_problems(str(source), tokenizer, prompt="plain", max_prompt_tokens=64)
-    lm = AutoModelForCausalLM.from_pretrained(base)
-    trunk, head = AutoModel.from_pretrained(base), torch.nn.Linear(lm.config.hidden_size, 1)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    critic = [*trunk.parameters(), *head.parameters()]
-    actor_step = torch.optim.AdamW(lm.parameters(), lr=1e-3, weight_decay=0.01)
-    critic_step = torch.optim.AdamW(critic, lr=1e-2, weight_decay=0.01)
-    engine = HFEngine(base, "float32")
-    pi_base, pi_prev, stored, position = copy.deepcopy(lm), copy.deepcopy(lm), [], 0
-    for step in range(1, steps + 1):
-        mixing = remixed and step <= T
-        if remixed and step == T + 1:
-            pi_base = copy.deepcopy(lm)
-        pi_k = copy.deepcopy(lm)
-        n_fresh = P // 2 if mixing else P
-        engine.sync(lm.state_dict().items())
-        chosen = [problems[i] for i in remix.prompt_order(len(problems), position, n_fresh, 0)]
-        position += n_fresh
-        seeds = [(step * 1_000_000 + i) * G for i in range(n_fresh)]
-        groups = list(
-            zip(
-                chosen,
-                engine.generate([q.prompt_ids for q in chosen], G, seeds=seeds, max_tokens=64),
-                strict=True,
-            )
-        )
-        batch, new = list(groups), n_fresh * G
-        if mixing:  # the last two steps' groups, drawn without replacement
-            window = [group for past in stored[-2:] for group in past]
-            batch += [
-                window[i]
-                for i in np.random.default_rng([0, 2, step]).permutation(len(window))[: P - n_fresh]
-            ]
-            stored.append(groups)
-        problem_of, samples = [q for q, g in batch for _ in g], [s for _, g in batch for s in g]
-        texts = [tokenizer.decode(s.tokens) for s in samples]
-        rewards = torch.tensor([
-            float(equivalent(extract_answer(t, "r1") or "", q.gold))
-            for t, q in zip(texts, problem_of, strict=True)
-        ])  # fmt: skip
-        assert rewards[:new].mean().item() == pytest.approx(rows[step]["reward"])
-        ids, mask, logp_b = batch_of(samples, [q.prompt_ids for q in problem_of])
-        with torch.no_grad():
-            logp_k, logp_base, logp_prev = (
-                token_logp(frozen, ids)[0] for frozen in (pi_k, pi_base, pi_prev)
-            )
-            old_values = head(trunk(ids).last_hidden_state[:, :-1]).squeeze(-1)
-        pi_prev = pi_k
-        if algo == "grpo":
-            g = rewards.view(-1, G)
-            A = (
-                ((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 1e-6))
-                .view(-1, 1)
-                .expand_as(mask)
-            )
-        else:
-            returns = rewards[:, None].expand_as(
-                mask
-            )  # gamma = lambda = 1: every token's return is the reward
-            A = returns - old_values
-            real = A[mask == 1]
-            A = (A - real.mean()) / (real.var() + 1e-8).sqrt()
-        logged, norms, tokens = dict(policy_loss=0.0, kl=0.0, entropy=0.0, value_loss=0.0), [], 0
-        for number in range(m if mixing else 1):
-            rng = np.random.default_rng([0, 3, step, number])
-            order = remix.mini_batches(
-                *([[b] for b in part] for part in (range(n_fresh), range(n_fresh, len(batch)))),
-                mini,
-                rng,
-            )
-            for part in order:
-                i = torch.tensor([b * G + j for (b,) in part for j in range(G)])
-                w, n = mask[i], mask[i].sum()
-                logp, H = token_logp(lm, ids[i])
-                u = torch.exp(logp - logp_k[i])
-                if remixed:  # the other form of Eq. 3: w min(u A, clip(u, 1 +- eps / w) A)
-                    weight = torch.exp(logp_k[i] - logp_b[i])
-                    clipped = torch.maximum(torch.minimum(u, 1 + eps / weight), 1 - eps / weight)
-                    pg = -weight * torch.min(u * A[i], clipped * A[i])
-                    kl = lam * k3(logp, logp_base[i]) + (1 - lam) * k3(logp, logp_prev[i])
-                else:
-                    pg, kl = (
-                        -torch.min(u * A[i], u.clamp(1 - eps, 1 + eps) * A[i]),
-                        k3(logp, logp_base[i]),
-                    )
-                actor_step.zero_grad()
-                (((pg + beta * kl - c * H) * w).sum() / n).backward()
-                norms.append(torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0).item())
-                terms = dict(policy_loss=pg, kl=kl, entropy=H)
-                if algo == "ppo":
-                    values = head(trunk(ids[i]).last_hidden_state[:, :-1]).squeeze(-1)
-                    near = old_values[i] + (values - old_values[i]).clamp(-0.5, 0.5)
-                    terms["value_loss"] = (
-                        torch.max((values - returns[i]) ** 2, (near - returns[i]) ** 2) / 2
-                    )
-                    critic_step.zero_grad()
-                    ((terms["value_loss"] * w).sum() / n).backward()
-                    torch.nn.utils.clip_grad_norm_(critic, 1.0)
-                    critic_step.step()
-                actor_step.step()
-                tokens += n.item()
-                for name, x in terms.items():
-                    logged[name] += (x * w).sum().item()
-        assert np.mean(norms) == pytest.approx(rows[step]["grad_norm"], rel=2e-3)
-        for name, value in logged.items():
-            assert value / tokens == pytest.approx(rows[step][name], rel=2e-3, abs=2e-5), (
-                step,
-                name,
-            )
-    first, last, ours = (
-        AutoModelForCausalLM.from_pretrained(base).state_dict(),
-        lm.state_dict(),
-        weights(tmp_path / "run"),
-    )
-    moved = torch.cat([(last[k] - first[k]).flatten() for k in ours])
-    apart = torch.cat([(last[k] - ours[k]).flatten() for k in ours])
-    assert (
-        apart.norm() < 0.02 * moved.norm()
-    )  # Adam turns rounding of near-zero gradients into whole steps
 
 
 # ------------------------------------------------------------------------------------------------ resume, kills
