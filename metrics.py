@@ -198,7 +198,9 @@ class Log:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
             if "eval/pass@1" in row:
-                text += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+                text += f"  pass@1 {row['eval/pass@1']:.1%}"
+            if "eval/pass@1_ci" in row:  # one problem has none
+                text += f" ± {row['eval/pass@1_ci']:.1%}"
             if row["grader_kills"]:
                 text += f"  {row['grader_kills']} gradings killed"
             self.say(f"{text}  {sum(self.seconds.values()):.1f} s")

@@ -147,7 +147,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_and_it_goes_on(base, tmp_
     ]
     flags += ["--shard", "node"]
     job = start(base, tmp_path / "run", *flags, ranks=2)
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while time.time() < deadline and not list((tmp_path / "run").glob("checkpoints/step-0000*")):
         time.sleep(0.05)
     os.kill(children(job.pid)[1], signal.SIGKILL)

@@ -83,7 +83,7 @@ def assert_same_run(a, b):
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
-@pytest.mark.parametrize("engine", ["vllm", "hf"])
+@pytest.mark.parametrize("engine", [pytest.param("vllm", marks=slow), "hf"])
 def test_a_run(base, tmp_path, algo, engine):
     if engine == "vllm":
         pytest.importorskip("vllm")
@@ -317,6 +317,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(base, tmp_path):
         assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@slow
 @pytest.mark.parametrize("where", ["dcp.save", "torch.save", "os.rename", "shutil.rmtree"])
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(base, tmp_path, where):
     """The process kills itself inside the second save, before or in the middle of the named
