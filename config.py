@@ -318,6 +318,11 @@ def check_out(cfg: Config) -> None:
             raise ValueError(f"--out {out}: is not empty and holds no run; name a new folder")
         return
     old = json.loads((out / "config.json").read_text())
+    if "top_p" in old:  # a flag that is gone; the names in its checkpoints are others, too
+        raise ValueError(
+            f"--out {out}: the run in it is of an older version, {old.get('git_commit')}; go on "
+            "with that commit, or name a new folder"
+        )
     for name in new:
         if name not in CHANGEABLE and old.get(name) != new[name]:
             raise ValueError(

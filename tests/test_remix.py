@@ -471,6 +471,9 @@ def test_another_runs_folder_is_refused_and_nothing_is_lost(tmp_path):
     config.check_out(bad("--out", tmp_path / "run", "--tokens_per_micro_batch", 5))
     with pytest.raises(ValueError, match="--utd_ratio 3: the run in --out .* has --utd_ratio 2"):
         config.check_out(bad("--out", tmp_path / "run", "--utd_ratio", 3))
+    checkpoint.write_json(tmp_path / "run" / "config.json", vars(cfg) | dict(top_p=1.0))
+    with pytest.raises(ValueError, match="--out .*: the run in it is of an older version"):
+        config.check_out(cfg)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
     with pytest.raises(ValueError, match="not empty and holds no run"):
