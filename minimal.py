@@ -1,7 +1,7 @@
 """ReMix (arXiv 2507.06892) on one page: PPO or GRPO with Mix-PPG, UTD, KL-Convex, reincarnation.
 
-`python minimal.py` takes two minutes on a laptop, and two more the first time for the base model.
-It shares no code with remix.py; tests/test_minimal.py holds one to the other. Opens as a notebook.
+`python minimal.py` takes two to three minutes on a laptop. It shares no code with remix.py but the
+task; tests/test_minimal.py holds one to the other. Opens as a notebook.
 """
 
 import copy

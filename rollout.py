@@ -12,7 +12,8 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 - A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer
   log-probs (`check_gap`) after the first sync and on every resume.
 - vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before
-`make_engine`."""
+  `make_engine`.
+"""
 
 import logging
 import os
