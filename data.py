@@ -718,6 +718,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.check:
+            if args.check != "hub" and not Path(args.check).is_dir():
+                raise ValueError(
+                    f"--check {args.check}: there is no such folder; give one, or hub."
+                )
             raise SystemExit(0 if check_golds(None if args.check == "hub" else args.check) else 1)
         tokenizer = load_tokenizer(args.model)[0] if args.model else None
         fields = (args.problem_field, args.answer_field)

@@ -375,6 +375,9 @@ def fake(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_text("weights")
+    (tmp_path / "bare").mkdir()  # a model folder without weights
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    (tmp_path / "model.json").mkdir()
     engine = Oracle()
     engine.made = 0
 
@@ -539,9 +542,6 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
 def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, argv, message):
     if "nosuch/folder" in argv:
         monkeypatch.undo()
-    Path("bare").mkdir()
-    Path("bare/config.json").write_text("{}")
-    Path("model.json").mkdir()
     error = refused(capsys, *argv.split())
     assert error.startswith("eval.py: ") and message in error and "\n" not in error
     assert fake.made == 0
