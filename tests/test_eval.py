@@ -423,6 +423,7 @@ def test_run_writes_table_json_and_samples(fake, capsys):
     assert fake.options["max_prompt_tokens"] == 3 and fake.options["max_tokens"] == 500
 
 
+@pytest.mark.slow
 def test_same_command_continues_after_a_kill_and_gives_the_same(fake):
     evaluation.main(BASE)
     whole, result = Path("r/out.samples.jsonl").read_text(), Path("r/out.json").read_text()
@@ -493,6 +494,7 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
     assert fake.options["max_prompt_tokens"] == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(base, tmp_path):
     """A last chunk smaller than the ranks' share, and one with a rank out of work, are in it."""
     flags = f"--model {base} --data tiny --limit 9 --n 2 --max_tokens 40 --chunk 2 --engine hf"
@@ -677,6 +679,7 @@ def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
 # --- the real thing: a model, an engine, SIGKILL ---
 
 
+@pytest.mark.slow
 def test_real_entry_point_survives_sigkill(tmp_path):
     """A random model through the hf engine; killed in between, the same command completes it."""
     torch = pytest.importorskip("torch")

@@ -308,6 +308,7 @@ def test_sample_and_reward(base, tokenizer):
         assert minimal.reward(text, gold) == right, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
 def test_it_runs(base, algo, monkeypatch):
     """As `python minimal.py` does, but for a smaller base model, task and batch."""

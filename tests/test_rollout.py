@@ -11,7 +11,8 @@ from model import Policy, full_weights, load_model
 from parallel import collate
 from tiny import embedded_problems
 
-pytestmark = pytest.mark.parametrize("kind", ["vllm", "hf"])
+VLLM = pytest.param("vllm", marks=pytest.mark.slow)
+pytestmark = pytest.mark.parametrize("kind", [VLLM, "hf"])
 LIMIT = 64
 
 
