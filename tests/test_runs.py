@@ -119,6 +119,12 @@ def test_e1_the_lock_of_a_host_that_lives(tmp_path):
         config.lock(tmp_path)
 
 
+def test_e1_as_a_command(base, tmp_path, other):
+    put_lock(tmp_path, socket.gethostname(), other.pid, age=-3600)
+    status, said = ends(start(base, tmp_path, *SIX))
+    assert status == 1 and len(said.splitlines()) == 1 and "end it, or name a new folder" in said
+
+
 def test_e1_who_lost_the_lock_ends_and_who_ends_gives_it_back(tmp_path):
     script = "import config, pathlib, sys, time; config.RENEW_S = 0.05; "
     script += "config.lock(pathlib.Path(sys.argv[1])); time.sleep(float(sys.argv[2]))"
@@ -144,11 +150,9 @@ def test_a_run_that_is_disturbed_and_asked_to_stop_loses_nothing(base, problems,
     flags = [*SIX, "--data", data]
     process = start(base, out, *flags, "--save_every", 100)
     wait_for(lambda: rows_of(out) >= 2, process)
+    with pytest.raises(ValueError, match=f"--out {out}: process {process.pid} on .* runs there"):
+        config.lock(out)
     data.write_text(json.dumps(json.loads(data.read_text())[:9]))  # it has been read already
-    status, said = ends(start(base, out, *flags))
-    assert status == 1 and said.endswith("wait for it, end it, or name a new folder\n")
-    assert len(said.splitlines()) == 1
-    assert process.poll() is None, "the run is over too early for this test"
     process.send_signal(signal.SIGTERM)
     status, said = ends(process)
     step = rows_of(out) - 1  # one row is of step 0
