@@ -9,12 +9,16 @@ import math
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
 
 from buffer import Response
@@ -150,7 +154,7 @@ class Log:
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"step {self.step}: {name} is {value}; the run stops before this update, and "
-                    "the last checkpoint is intact. Lower --lr, or look at ratio_mean and "
+                    f"{what_is_left(self.cfg.out)}. Lower --lr, or look at ratio_mean and "
                     "log_ratio_sq in metrics.jsonl"
                 )
 
@@ -192,7 +196,7 @@ class Log:
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
         }
         if self.main:
-            with open(self.path, "a") as file:
+            with writing(self.cfg.out), open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if "reward" in row:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
@@ -213,6 +217,41 @@ class Log:
 # ----------------------------------------------------------------------------------- files of a run
 
 
+def what_is_left(out: str) -> str:
+    """Of a run that ends early."""
+    saved = max(Path(out, "checkpoints").glob("step-*"), default=None)
+    if saved is None:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {int(saved.name[-6:])} is intact"
+
+
+class DiskError(Exception):
+    """What a run needs cannot be written or read: one sentence for the user."""
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Around what writes into the run folder: a full disk, one that has become read-only. The
+    libraries' writers raise kinds of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+        raise DiskError(
+            f"--out {out}: cannot be written ({reason(error)}); {what_is_left(out)}. Make room, "
+            "and the same command goes on"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in a few words."""
+    if isinstance(error, CheckpointException):  # of a rank, wrapped
+        error, _ = next(iter(error.failures.values()))
+    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0][:200]
+    if "inline_container" in text:  # torch.save's writer: its file ended before it did
+        return "a file could not be written whole: the disk is full?"
+    return text or type(error).__name__
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
     rows = []
@@ -231,9 +270,10 @@ def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     if rows and not evaluated:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(partial, path)
+    with writing(path.parent):
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, path)
 
 
 def git_commit() -> str:
