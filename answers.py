@@ -150,8 +150,9 @@ _REWRITES = [
             (rf"(?<![a-zA-Z])(?:\\text\s*\{{\s*{code}\s*\}}|{code})\s*(?=[0-9.])", sign)
             for code, sign in (("USD", "¤"), ("EUR", "€"), ("GBP", "£"))
         ],
-        (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
-        (r"(?<=[0-9])\s*\^\s*\{?\s*\\text\s*\{\s*o\s*\}\s*\}?", "°"),
+        (r"\\circ(?![a-zA-Z])|(?<=[0-9]\^)o(?![a-zA-Z])|(?<=[0-9]\^\{)o(?=\})", "°"),
+        (r"(?<=[0-9])\s*\^\s*(\{?)\s*\\text\s*\{\s*o\s*\}", r"^\1°"),
+        (r"\^\s*(?:\{\s*°\s*\}|°)", "°"),
         # names: f: x \mapsto x + 1, f(x) \equiv 0
         (
             r"^\s*([a-zA-Z])\s*:(?:\s*\\R\s*\\to\s*\\R\s*[,:;])?\s*([a-z])\s*\\mapsto(?![a-zA-Z])",
@@ -216,7 +217,7 @@ _REWRITES = [
         (r"_\s*([0-9]+|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))", r"_{\1}"),
         (r"_\s*\{\s*([^{}]*?)\s*\}", r"_{\1}"),
         (r"\^\s*([0-9a-zA-Z]|\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2^\1"),  # v^2_0
-        (r"\^\s*\{?\s*(?:\\prime\s*)+\}?", "'"),
+        (r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime\b)", "'"),
         # lists: words between the elements, \text{, and }; but not in an answer that is all text
         (r"^\s*\\text\{([^{}]*)\}[\s.]*$", r"\1"),
         (r"([<>][^,<>]*?),?\s*(?:\\text\{[\s,]*or[\s,]*\}|\bor\b)(?=[^,<>]*[<>])", r"\1 ∪ "),
@@ -615,7 +616,8 @@ def split_unit(text: str) -> tuple[str, str]:
     ):
         # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy
         if number(match[1]) and (
-            len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))
+            len(match[3].strip()) > 1
+            and (unit(match[3]) or match[2] and re.search("[a-zA-Z]{3}", match[3]))
         ):
             return match[1], match[3]
         # 7 \times 10^{5} K
@@ -1121,17 +1123,19 @@ def _is_constant(values: tuple) -> bool:
     return None not in values and all(_close(values[0], value) for value in values)
 
 
+def _letter_unit(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", text)
+    return (match[1], match[2]) if match and unit(match[2]) else (text, "")
+
+
 def _same_with_units(a: str, g: str, error: float | None) -> bool:
     """A unit that contradicts the gold's is wrong, one that can be converted is converted; a
     missing or unknown one says nothing."""
     (va, ua), (vg, ug) = split_unit(a), split_unit(g)
-    if (
-        ug
-        and not ua
-        and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a))
-        and unit(match[2])
-    ):
-        va, ua = match[1], match[2]  # 5 m is only read as metres if the gold has a unit
+    if ug and not ua:  # 5 m is only read as metres beside another unit
+        va, ua = _letter_unit(a)
+    elif ua and not ug:
+        vg, ug = _letter_unit(g)
     if (
         not ua
         and (match := _FRACTION_UNIT.fullmatch(a))
