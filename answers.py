@@ -53,17 +53,11 @@ class Gold(NamedTuple):
 
 def _closing(text: str, start: int) -> int:
     r"""Index of the brace that closes the one at `start`, -1 if none does. \{ and \} are text."""
-    depth, i = 0, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1
-        elif text[i] == "{":
-            depth += 1
-        elif text[i] == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
+    depth = 0
+    for match in re.compile(r"\\.|[{}]", re.S).finditer(text, start):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if depth == 0 and match[0] == "}":
+            return match.start()
     return -1
 
 
@@ -87,13 +81,13 @@ def last_box(text: str) -> str | None:
 # ¤ dollars). Right: LaTeX commands (without backslash) and characters that mean the same.
 # ␣ is a space, ø nothing.
 _SPELLINGS = r"""
->= ge geq geqq geqslant ≥ ⩾ | <= le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt
-≈ approx simeq thickapprox doteq | ∪ cup | ∈ in | ∖ setminus backslash | ± pm | ∓ mp | ⦃ lbrace
+>= => ge geq geqq geqslant ≥ ⩾ | <= =< le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt
+≈ approx simeq thickapprox doteq | ∪ cup | ∈ in | ∖ setminus backslash | ± +/- pm | ∓ mp | ⦃ lbrace
 ⦄ rbrace | ( langle lgroup | ) rangle rgroup | [ lbrack | ] rbrack | : colon ∶ | £ pounds | € euro
 ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
 \frac dfrac tfrac cfrac sfrac nicefrac xfrac | \binom dbinom tbinom | \infty infinity infin ∞
 \emptyset varnothing ∅
-\ldots dots cdots dotsc … | \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √
+\ldots ... dots cdots dotsc … | \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √
 \R ℝ reals Reals | \log_{10} lg | \epsilon varepsilon ε | \phi varphi φ | angstrom Å Å AA
 \alpha α | \beta β | \gamma γ | \delta δ | \zeta ζ | \eta η | \iota ι | \kappa κ | \lambda λ
 \mu μ | \nu ν | \xi ξ | \rho ρ | \sigma σ | \tau τ | \upsilon υ | \chi χ | \psi ψ | \omega ω
@@ -198,11 +192,7 @@ _REWRITES = [
         (r"(\(([a-z])\)\s*=[^,]*),\s*\2\s*∈\s*\\R\s*$", r"\1"),
         (r"(?i)(?:\\text\{\s*)?\ball (?:real numbers|reals)\b(?:\s*\})?", r"\\R "),
         # plain text that means LaTeX: 2e5, x^10, sin(x), sqrt(2)
-        (r"\.\.\.", r"\\ldots "),
-        (r"=>", ">="),
-        (r"=<", "<="),
         (r"\\not\s*=", "!="),
-        (r"\+/-", "±"),
         (r"(?<=[0-9.])[eE]([-+]?[0-9]+)(?![0-9a-zA-Z._])", r"\\times 10^{\1}"),
         (
             rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|(?:[a-zA-Z]|{_FUNCTIONS})\b)))(?![a-zA-Z])",
@@ -231,9 +221,8 @@ def normalise(text: str) -> str:
     """One spelling for LaTeX, Unicode and plain text; the meaning, currency and units stay."""
     text = text.strip("`* ")  # Markdown
     text = re.sub(r"\\(?:left|right)\s*\.|(?<!\\)\\[\[\]()]", " ", text)  # and display math
-    text = re.sub(
-        r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text
-    )
+    spelling = r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*|=[<>]|\+/-|\.\.\."
+    text = re.sub(spelling, lambda m: _SPELLED.get(m[1] or m[0], m[0]), text)
     text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
     if len(re.findall(r"(?<!\\)\$", text)) == 1:
         # a lone $ before a number is money, not math
@@ -272,16 +261,11 @@ _RELATION = re.compile(r"<=|>=|!=|<|>")
 
 def _split(text: str, separator: str) -> list[str]:
     """Split at a regular expression, outside of brackets; empty parts are dropped."""
-    parts, depth, start, i = [], 0, 0, 0
-    pattern = re.compile(separator)
-    while i < len(text):
-        depth += (text[i] in _OPEN) - (text[i] in _CLOSE)
-        match = pattern.match(text, i) if depth <= 0 else None
-        if match:
-            parts.append(text[start:i])
-            start = i = match.end()
-        else:
-            i += 1
+    parts, start, depths = [], 0, [0, *_depths(text)]
+    for match in re.finditer(separator, text):
+        if depths[match.start()] <= 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 
@@ -337,12 +321,8 @@ def _read_matrix(text: str) -> tuple | None:
     factor = match[1].replace("\\cdot", "").strip()
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", match[3]) if row.strip()]
     factor = f"({factor})" if factor not in ("", "-") else factor
-    return (
-        "matrix",
-        tuple(
-            tuple(read(f"{factor}({c})" if factor else c) for c in _split(row, "&")) for row in rows
-        ),
-    )
+    cells = [[f"{factor}({c})" if factor else c for c in _split(row, "&")] for row in rows]
+    return ("matrix", tuple(tuple(map(read, row)) for row in cells))
 
 
 def _relation(sides: list[str], operators: list[str]) -> tuple:
@@ -388,11 +368,7 @@ def _between(items: list[tuple]) -> tuple | None:
 
 def _without_points(points: list[str]) -> tuple:
     """The real line without some points (in order of value, if known), as a list of intervals."""
-    values = {
-        point: value[0]
-        for point in points
-        if (value := values_of(point)) and isinstance(value[0], Fraction)
-    }
+    values = {p: v[0] for p in points if (v := values_of(p)) and isinstance(v[0], Fraction)}
     ends = sorted(points, key=lambda point: values.get(point, 0))
     ends = [("leaf", r"-\infty"), *[read(point) for point in ends], ("leaf", r"\infty")]
     return _make_list([("bracket", "(", ")", pair) for pair in itertools.pairwise(ends)])
@@ -485,10 +461,9 @@ def number(text: str) -> Number | None:
     ten = match[3] or part["e"] or match[5]
     scale = Fraction(10) ** int(ten) if ten else Fraction(1)
     if part["point"]:
-        whole, _, places = part["point"].partition(".")
-        shift = 10 ** len(places)
-        tail = Fraction(int(part["repeat"]), (10 ** len(part["repeat"]) - 1) * shift)
-        return Number((Fraction(int((whole + places) or "0"), shift) + tail) * sign)
+        digits, places = part["point"].replace(".", ""), len(part["point"].partition(".")[2])
+        nines = 10**places * (10 ** len(part["repeat"]) - 1)
+        return Number(sign * Fraction(int(digits + part["repeat"]) - int(digits or "0"), nines))
     decimal = part["decimal"] or "1"
     value = Fraction(decimal.rstrip(".")) * scale * sign
     if value.denominator == 1 and not ten or not part["decimal"]:
@@ -604,25 +579,17 @@ def split_unit(text: str) -> tuple[str, str]:
         ):
             return match[1], "°" + (match[2] or match[3] or "")
     start = text.find("\\text{")
-    if (
-        start > 0
-        and _TAIL.fullmatch(text, start)
-        and text[:start].strip(" \\")
-        and not _CONDITION.search(text, start)
-    ):
-        return text[:start].strip(), text[start:]
-    if match := re.fullmatch(
-        r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text
-    ):
-        # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy
-        if number(match[1]) and (
-            len(match[3].strip()) > 1
-            and (unit(match[3]) or match[2] and re.search("[a-zA-Z]{3}", match[3]))
-        ):
-            return match[1], match[3]
-        # 7 \times 10^{5} K
-        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):
-            return match[1], match[3]
+    value = text[: max(start, 0)].strip()
+    if value.strip(" \\") and _TAIL.fullmatch(text, start) and not _CONDITION.search(text, start):
+        return value, text[start:]
+    # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy, 2 x y
+    words = r"[a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?"
+    match = re.fullmatch(rf"(.*[0-9}}\)])(\s*)({words})", text)
+    if match and number(match[1]):
+        value, space, tail = match.groups()
+        long = len(tail.strip()) > 1 or space and "10^" in value  # 7 \times 10^{5} K
+        if long and unit(tail) or space and re.search("[a-zA-Z]{3}", tail):
+            return value, tail
     return text, ""
 
 
@@ -639,6 +606,8 @@ _FUNCTION = {"\\" + name for name in _FUNCTIONS.split("|")} - {r"\sqrt"}
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc", "cis"}
 _CLOSING = {"{": "}", "(": ")", "[": "]", "(|": "|)", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _OPAQUE = {r"\sum", r"\prod", r"\int"}
+_POSTFIX = ("!", "!!", "°", "◦")
+_D = r"\{\s*(?:d|\\partial)"  # the d of a derivative
 _STARTS = {*_FUNCTION, *_CLOSING, *_OPAQUE, r"\frac", r"\sqrt", r"\binom", r"\apply"}
 _TOKEN = re.compile(
     r"(?P<number>[0-9]*\.[0-9]*\\overline\s*\{[0-9]+\}|[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -648,36 +617,24 @@ _TOKEN = re.compile(
 )
 
 
-class Unreadable(ValueError):
-    """Not an expression."""
-
-
 def _tokens(text: str) -> list:
     """The tokens of an expression, reversed; numbers and names are trees already."""
     tokens, opened = [""], [""]
-    differential = re.search(
-        r"\\int|\\frac\s*\{\s*(?:d|\\partial).*\}\s*\{\s*(?:d|\\partial)", text
-    )
+    differential = re.search(rf"\\int|\\frac\s*{_D}.*\}}\s*{_D}", text)
     if _TOKEN.sub("", text).strip():
-        raise Unreadable(text)
+        raise ValueError(text)
     for match in _TOKEN.finditer(text):
         token, last = match[0], tokens[-1]
         if match["number"]:
             if isinstance(last, Fraction):
-                raise Unreadable("3 7 is neither 37 nor 21")
+                raise ValueError("3 7 is neither 37 nor 21")
             token = number(token).value
         elif match["name"]:
             token = ("name", re.sub(r"[\s{}]", "", token))
             if differential and last in (("name", "d"), ("name", r"\partial")):
                 token = ("name", tokens.pop()[1] + token[1])
         elif token == "|":  # it closes if a bar is open, and something stands before it
-            complete = not isinstance(last, str) or last in {
-                *_CLOSING.values(),
-                "!",
-                "!!",
-                "°",
-                "◦",
-            }
+            complete = not isinstance(last, str) or last in {*_CLOSING.values(), *_POSTFIX}
             token = "|)" if opened[-1] == "(|" and complete else "(|"
         if token in _CLOSING:
             opened.append(token)
@@ -723,7 +680,7 @@ def _product(tokens: list):
 def _factor(tokens: list):
     """A number, name, bracket or function, with powers, factorials and degree signs."""
     tree = _atom(tokens)
-    while (mark := tokens[-1]) in ("^", "!", "!!", "°", "◦"):
+    while (mark := tokens[-1]) in ("^", *_POSTFIX):
         tokens.pop()
         if mark == "^":
             tree = ("^", tree, _exponent(tokens))
@@ -751,7 +708,7 @@ def _atom(tokens: list):
             tokens.pop()
             items.append(_sum(tokens))
         if tokens.pop() != _CLOSING[token]:
-            raise Unreadable(f"{token} is not closed")
+            raise ValueError(f"{token} is not closed")
         tree = items[0] if len(items) == 1 else ("opaque", *items)
         return tree if token in "{([" else (token, tree)
     if token == r"\frac":
@@ -767,7 +724,7 @@ def _atom(tokens: list):
         return ("opaque", _atom(tokens), _atom(tokens))
     if token in _FUNCTION | _OPAQUE:
         return _function(token[1:], tokens)
-    raise Unreadable(token)
+    raise ValueError(token)
 
 
 def _function(name: str, tokens: list):
@@ -781,7 +738,8 @@ def _function(name: str, tokens: list):
     if tokens[-1] in _CLOSING:
         argument = _atom(tokens)
     else:
-        factors = [_factor(tokens)]
+        factors = [Fraction(-1)] if tokens[-1] == "-" and tokens.pop() else []
+        factors.append(_factor(tokens))
         while tokens[-1] in _STARTS - _FUNCTION - {"("} or not isinstance(tokens[-1], str):
             factors.append(_factor(tokens))
         if tokens[-1] == "(" and isinstance(factors[-1], Fraction):  # \sin 2(x+1)
@@ -878,8 +836,8 @@ _OPERATIONS = {
     "!": lambda mp, n: _factorial(n, mp),
     "!!": lambda mp, n: _factorial(n, mp, 2),
     "(|": lambda mp, x: abs(x),
-    r"\lfloor": lambda mp, x: Fraction(int(math.floor(_real(x)))),
-    r"\lceil": lambda mp, x: Fraction(int(math.ceil(_real(x)))),
+    r"\lfloor": lambda mp, x: Fraction(int(math.floor(x if x.imag else x.real))),
+    r"\lceil": lambda mp, x: Fraction(int(math.ceil(x if x.imag else x.real))),
     "cis": lambda mp, x: mp.expj(x),
     "ln": lambda mp, x: mp.log(x),
     "log": lambda mp, x, base: mp.log(x) / mp.log(base),
@@ -904,12 +862,8 @@ def _evaluate(tree, point: int, mp, degree=1):
             raise TooLarge
         return getattr(mp, name)(values[0])
     value = _OPERATIONS[name](mp, *values)
-    if (
-        isinstance(value, Fraction)
-        and (value.numerator * value.denominator).bit_length() > MAX_BITS
-    ):
-        return mp.mpf(value.numerator) / value.denominator
-    return value
+    size = value.numerator * value.denominator if isinstance(value, Fraction) else 0
+    return value if size.bit_length() <= MAX_BITS else mp.mpf(value.numerator) / value.denominator
 
 
 @lru_cache(8192)
@@ -929,15 +883,8 @@ def values_of(text: str, digits: int = 40) -> tuple | None:
     return tuple(values)
 
 
-def _real(value):
-    """The value if it is real; else a ValueError."""
-    if isinstance(value, Fraction) or not value.imag:
-        return value if isinstance(value, Fraction) else value.real
-    raise ValueError(f"{value} is not real")
-
-
 def _is_real(*values) -> bool:
-    return all(isinstance(value, Fraction) or not value.imag for value in values)
+    return all(not value.imag for value in values)
 
 
 def _close(x, y) -> bool:
@@ -973,11 +920,8 @@ def same_expression(a: str, g: str) -> bool:
     xs, ys = values_of(a), values_of(g)
     if not xs or not ys:
         return False
-    points = [
-        p
-        for p in range(POINTS)
-        if xs[p] is not None and ys[p] is not None and (p < 3 or _is_real(xs[p], ys[p]))
-    ]
+    points = [p for p in range(POINTS) if None not in (xs[p], ys[p])]
+    points = [p for p in points if p < 3 or _is_real(xs[p], ys[p])]
     return len(points) >= 2 and all(_close(xs[p], ys[p]) or _both_vanish(a, g, p) for p in points)
 
 
@@ -996,7 +940,7 @@ def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False)
             differences.append(da)
     if len(ratios) < 2 or all(_close(d, differences[0]) for d in differences):
         return False  # the second: there are no variables, and any two constants are proportional
-    if positive and not all(_is_real(r) and _real(r) > 0 for r in ratios):
+    if positive and not all(_is_real(r) and r.real > 0 for r in ratios):
         return False
     return all(_close(r, ratios[0]) for r in ratios)
 
@@ -1080,12 +1024,8 @@ def same_number(a: Number, g: Number) -> bool:
         return True
     if g.digits >= 4:
         return abs(a.value - g.value) <= abs(g.value) / 10**4
-    return (
-        a.digits >= 6
-        and not g.digits
-        and g.value.denominator != 1
-        and abs(a.value - g.value) <= a.last
-    )
+    rounded = a.digits >= 6 and not g.digits and g.value.denominator != 1
+    return rounded and abs(a.value - g.value) <= a.last
 
 
 def _same_value(a: str, g: str, error: float | None) -> bool:
@@ -1100,13 +1040,7 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
     if x and y and same_number(x, y) or not (x and y) and same_expression(a, g):
         return True
     xs, ys = values_of(a), values_of(g)
-    if (
-        not xs
-        or not ys
-        or not _is_constant(xs)
-        or not _is_constant(ys)
-        or not _is_real(xs[0], ys[0])
-    ):
+    if not (xs and ys and _is_constant(xs) and _is_constant(ys) and _is_real(xs[0], ys[0])):
         return False
     if error is not None:
         return abs(CONTEXTS[40].convert(xs[0]) - ys[0]) <= error * (1 + 1e-12)
@@ -1136,13 +1070,8 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
         va, ua = _letter_unit(a)
     elif ua and not ug:
         vg, ug = _letter_unit(g)
-    if (
-        not ua
-        and (match := _FRACTION_UNIT.fullmatch(a))
-        and (ug or number(vg))
-        and unit(match[2])
-        and unit(match[3])
-    ):
+    match = None if ua else _FRACTION_UNIT.fullmatch(a)
+    if match and (ug or number(vg)) and unit(match[2]) and unit(match[3]):
         va, ua = match[1], f"{match[2]}/{match[3]}"
     if ua == "%" or ug == "%":
         if ua == ug:
@@ -1211,13 +1140,8 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
         return False  # an order of letters, CBAD, is no product
     if re.fullmatch(r"[\w\s.,]*[^\W\d_]{3}[\w\s.,]*", a) and a.casefold() == g.casefold():
         return True  # October 30
-    letter, chosen = _choice(g), _choice(a)
-    if (
-        letter
-        and chosen
-        and letter.upper() == chosen.upper()
-        and ("(" in g or "(" in a or letter.isupper())
-    ):
+    letter, chosen = _choice(g) or "", _choice(a) or ""
+    if letter.upper() == chosen.upper() and letter and ("(" in a + g or letter.isupper()):
         return True
     a, g = word_a if word_a in _WORDS.values() else a, word_g if word_g in _WORDS.values() else g
     if ":" in a or ":" in g:
@@ -1311,22 +1235,14 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
     if same(*((("leaf", name), g) if equation is a else (a, ("leaf", name))), error):
         return True  # 0.56 = 56%, (x + 1)^2 = x^2 + 2x + 1: both sides are right
     # x + y = 5 answers "what is x + y?", but as the gold it wants more than 5; 3 + 5 = 7 is wrong
-    return (
-        equation is a
-        and other[0] == "leaf"
-        and not _is_constant(left)
-        and not re.search("[0-9]", name)
-    )
+    asked = equation is a and other[0] == "leaf" and not _is_constant(left)
+    return asked and not re.search("[0-9]", name)
 
 
 def _same_relations(a: tuple, g: tuple, error: float | None) -> bool:
     """Inequalities by the difference of their sides, or as intervals."""
-    if (
-        a[0] == g[0]
-        and a[2] == g[2]
-        and len(a[1]) == 2
-        and proportional(a[1], g[1], positive=a[2] != ("!=",))
-    ):
+    alike = a[0] == g[0] and a[2] == g[2] and len(a[1]) == 2
+    if alike and proportional(a[1], g[1], positive=a[2] != ("!=",)):
         return True
     x, y = _as_intervals(a), _as_intervals(g)
     if "rel" in (x[0], y[0]) and "list" not in (x[0], y[0]):

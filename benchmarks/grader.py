@@ -2,6 +2,7 @@
 
     python benchmarks/grader.py                                 the cases of tests/test_reward.py
     python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]   cases of your own
+    python benchmarks/grader.py --generate 20000                random ones, of generate_answers.py
 
 A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole response that must hold
 a box. A few hostile answers are built in. math-verify alone is `parse` and `verify` as its README has them, with its
