@@ -1,17 +1,18 @@
-"""Do two answers mean the same? The mathematics of the grader; its rules are in reward.py.
+r"""Do two answers mean the same? The mathematics of the grader; its rules are in reward.py.
 
     equivalent(answer, gold)  -> pure: no processes, no clock, no randomness
 
-Three stages, each findable by its banner:
+Its stages, each findable by its banner:
 
     NORMALISE  LaTeX to one spelling
     READ       that text into lists, tuples, intervals, matrices, equations, down to single values
+    PARSE      one expression into a tree
+    EVALUATE   that tree at fixed random points
     COMPARE    value by value: text, base-n numeral, exact fraction, and only then an expression
 
-Expressions are parsed by math-verify's LaTeX parser, which builds an *unevaluated* tree. They are
-evaluated here, node by node, at fixed random points; the size of every power and factorial has a
-limit. Nothing an answer says is ever passed to sympify, parse_expr, simplify or eval. math-verify's
-own `verify` is not used: it rounds to six decimals, ignores bases, and may take any time.
+What stands side by side is multiplied, 3(7) = 21, also a letter and a bracket, x(2) = 2x. Only
+W \frac{a}{b} and W a/b are mixed numbers. The size of every power and factorial has a limit, and
+nothing an answer says is ever passed to eval or to a computer algebra system.
 
 Left out: set algebra; sums, integrals and derivatives are not simplified (equal if written alike).
 """
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import mpmath
 
 MAX_CHARS = 2000  # a longer answer is no answer (longest gold of the five benchmarks: 204)
-MAX_EXPRESSION = 400  # characters of one expression; the parser needs about 1 ms for 5 of them
+MAX_EXPRESSION = 400  # characters of one expression
 MAX_DEPTH = 12  # nested brackets
 MAX_ITEMS = 64  # elements of a list
 MAX_BITS = 20_000  # an exact number larger than this goes on as a float ...

@@ -4,10 +4,11 @@
     python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]   cases of your own
     python benchmarks/grader.py --generate 20000                random ones, of generate_answers.py
 
-A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole response that must hold
-a box. A few hostile answers are built in. math-verify alone is `parse` and `verify` as its README has them, with its
-own timeouts (which need the main thread); an answer that it gives up on counts as graded wrong. Latencies are of
-`equivalent` in this process, parser warm, each case once. Exit status 1 if the grader exceeds a bound of BOUNDS.
+A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole
+response that must hold a box. A few hostile answers are built in. math-verify alone is `parse` and
+`verify` as its README has them, with its own timeouts (which need the main thread). An answer that
+it gives up on counts as graded wrong. Latencies are of `equivalent` in this process, each case
+once. Exit status 1 if the grader exceeds a bound of BOUNDS.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import reward
+from benchmarks.generate_answers import generate
 
 BOUNDS = {"accuracy": 0.995, "median_s": 0.001, "p99_s": 0.2, "max_s": 2.0}
 HOSTILE = [
@@ -46,7 +48,7 @@ HOSTILE = [
 
 
 def math_verify_alone(pred: str, gold: str) -> bool:
-    from math_verify import parse, verify
+    from math_verify import parse, verify  # late: --ours-only needs neither it nor sympy
 
     return verify(parse(f"${gold}$"), parse(pred if "\\boxed" in pred else f"${pred}$"))
 
@@ -61,13 +63,11 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
     for row in rows:
         pred = row["pred"]
         if row.get("full") and "\\boxed" not in pred:
-            pred = ""  # a response without a box has no answer, whatever the grader reads into its text
+            pred = ""  # no box, no answer, whatever the grader reads into its text
         start = time.perf_counter()
         try:
             verdict = grader(pred, row["gold"])
-        except (
-            Exception
-        ):  # math-verify alone; ours is not meant to raise, and the count of rights would show it
+        except Exception:  # math-verify alone; ours is not meant to raise, and the count shows it
             verdict = None
         seconds.append(time.perf_counter() - start)
         right.append(verdict == row["expected"])
@@ -94,6 +94,9 @@ def main() -> None:
     parser.add_argument(
         "--show", action="store_true", help="print each case that the grader gets wrong"
     )
+    parser.add_argument(
+        "--generate", type=int, default=0, metavar="N", help="N random pairs in place of files"
+    )
     options = parser.parse_args()
     rows = [
         {"gold": "8", "pred": pred, "expected": False, "kind": "hostile (built in)"}
@@ -102,7 +105,11 @@ def main() -> None:
     for name in options.files:
         with open(name) as file:
             rows += [json.loads(line) for line in file if line.strip()]
-    if not options.files:
+    if options.generate:
+        for row in generate(options.generate):
+            names = (row["kind"], "equal" if row["expected"] else "different")
+            rows.append(row | {"kind": ", ".join(names)})
+    elif not options.files:
         from tests.test_reward import KINDS
 
         for kind, cases in KINDS.items():
@@ -120,17 +127,12 @@ def main() -> None:
                 ]
 
     logging.disable(logging.WARNING)  # math-verify logs each answer that it cannot read
-    reward.equivalent(
-        r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}"
-    )  # fills the parser's tables, once
     graders = {"reward.py": ours} | (
         {} if options.ours_only else {"math-verify": math_verify_alone}
     )
     results = {name: grade(grader, rows) for name, grader in graders.items()}
 
-    kinds = sorted(
-        {row["kind"] for row in rows}, key=lambda kind: (kind.startswith("hostile"), kind)
-    )
+    kinds = sorted({row["kind"] for row in rows}, key=lambda kind: ("hostile" in kind, kind))
     print(f"{'kind':24}{'cases':>8}" + "".join(f"{name:>14}" for name in graders))
     for kind in [*kinds, None]:
         chosen = [i for i, row in enumerate(rows) if kind in (row["kind"], None)]
