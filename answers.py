@@ -122,10 +122,11 @@ _REWRITES = [
         (r"\\R\s*_\s*\{\s*([<>]=?)\s*0\s*\}", r"⦃x|x\1 0⦄"),
         (r"(?<![\^_])\{\s*([±∓])\s*\}", r"\1"),
         *[
-            (rf"\{{({_INNER})\\{infix}(?![a-zA-Z])({_INNER})\}}", rf"{{\\{command}{{\1}}{{\2}}}}")
+            (rf"\{{({_INNER})\\{infix}(?![a-zA-Z])({_INNER})\}}", rf"\\{command}{{\1}}{{\2}}")
             for infix, command in (("over", "frac"), ("choose", "binom"))
         ],
         (r"\{\s*([:=.]?)\s*\}", r"\1"),  # 12{:}30
+        (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1\\text{ \2}"),
         (r"\\ang\s*\{([^{}]*)\}", r"\1°"),
         (r"^\s*\{([0-9A-Z]+)\}(?=\s*_)", r"\1"),  # {63}_8
         (rf"\\text\s*\{{({_INNER}\\(?:sqrt|pi)\b{_INNER})\}}", r"\1"),  # \mathrm{\sqrt{10}}
@@ -792,6 +793,8 @@ class TooLarge(ArithmeticError):
 CONTEXTS = {digits: mpmath.MPContext() for digits in (40, 80)}
 for _digits, _context in CONTEXTS.items():
     _context.dps = _digits
+    _context.constants = {"e": +_context.e, r"\pi": +_context.pi, "i": _context.j}
+    _context.constants["◦"] = _context.pi / 180
 POINTS = 5  # the first three have all variables positive, the others have signs
 
 
@@ -851,10 +854,11 @@ def _evaluate(tree, point: int, mp, degree=1):
         return tree
     name, *parts = tree
     if name == "name":
-        constants = {"e": mp.e, r"\pi": mp.pi, "i": mp.j, "°": degree, "◦": mp.pi / 180}
-        return constants[parts[0]] * mp.mpf(1) if parts[0] in constants else _point(parts[0], point)
+        if parts[0] == "°":
+            return degree
+        return mp.constants.get(parts[0]) or _point(parts[0], point)
     if name in _TRIGONOMETRIC:
-        degree = mp.pi / 180
+        degree = mp.constants["◦"]
     values = [_evaluate(part, point, mp, degree) for part in parts]
     if name == "opaque":  # a sum, or an unknown function: the same for the same arguments
         return _point(",".join(mp.nstr(mp.convert(value), 20) for value in values), point)

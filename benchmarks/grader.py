@@ -83,6 +83,27 @@ def summary(seconds: list[float]) -> dict[str, float]:
     }
 
 
+def generated(count: int, show: bool) -> None:
+    """Random pairs: the shares said to be equal, of those that are and of those that are not."""
+    rows = generate(count)
+    right, seconds = grade(ours, rows)
+    print("| pairs | equal | of them said to be equal | different | of them said to be equal |")
+    print("|---|---:|---:|---:|---:|")
+    for kind in [*sorted({row["kind"] for row in rows}), "all"]:
+        shares = []
+        for equal in (True, False):
+            among = [row["expected"] is equal and kind in (row["kind"], "all") for row in rows]
+            said = sum(fine is equal for fine, chosen in zip(right, among, strict=True) if chosen)
+            shares += [sum(among), said / max(sum(among), 1)]
+        print("| {} | {:,} | {:.2%} | {:,} | {:.2%} |".format(kind, *shares))
+    print(", ".join(f"{name} {value:.5f}" for name, value in summary(seconds).items()))
+    for row, fine in zip(rows, right, strict=True):
+        if show and not fine:
+            print("WRONG", json.dumps(row))
+    if shares[1] < 0.999 or shares[3] > 0.0005:
+        sys.exit("out of bounds: 99.9 % of the equal pairs, 0.05 % of the different ones")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -98,6 +119,8 @@ def main() -> None:
         "--generate", type=int, default=0, metavar="N", help="N random pairs in place of files"
     )
     options = parser.parse_args()
+    if options.generate:
+        return generated(options.generate, options.show)
     rows = [
         {"gold": "8", "pred": pred, "expected": False, "kind": "hostile (built in)"}
         for pred in HOSTILE
@@ -105,11 +128,7 @@ def main() -> None:
     for name in options.files:
         with open(name) as file:
             rows += [json.loads(line) for line in file if line.strip()]
-    if options.generate:
-        for row in generate(options.generate):
-            names = (row["kind"], "equal" if row["expected"] else "different")
-            rows.append(row | {"kind": ", ".join(names)})
-    elif not options.files:
+    if not options.files:
         from tests.test_reward import KINDS
 
         for kind, cases in KINDS.items():
