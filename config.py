@@ -86,7 +86,8 @@ class Config:
     replay: str = "window"  # window is ReMix's way, others by their name in siblings.REPLAYS
     # k: the sampler has the weights of k steps ago, as in asynchronous training, always [steps]
     sampler_lag: int = 0
-    # weight on tokens for the sampler's own error, with --behaviour_logp trainer
+    # weight on tokens for the sampler's own error, with --behaviour_logp trainer, which would
+    # otherwise define it away: the GPU recipes take tis
     engine_weight: Literal["off", "tis", "icepop"] = "off"
 
     # Loss
@@ -98,6 +99,9 @@ class Config:
     # KL estimator; exact: over the whole vocabulary, a chunk of tokens at a time; holds the
     # anchors' hidden states in host memory, 4 H bytes a token
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
+    # weight k1 or k3 by pi_theta / pi_b: then replayed tokens, too, have the KL's own gradient
+    # (DeepSeek-V3.2)
+    kl_unbiased: bool = False
     # c, entropy bonus [0.001 for ppo, 0 for grpo] (TinyZero / DeepScaleR)
     entropy_coef: float | None = None
     value_clip: float = 0.5  # clip of the value around its old value, ppo (TinyZero)
@@ -151,8 +155,8 @@ CHANGEABLE = """out recipe steps save_every grader_workers
 
 # What differs from the defaults, which are the paper's: for both algorithms, then for one of them
 BIG = dict(
-    gradient_checkpointing=True, behaviour_logp="trainer", eval_data="HuggingFaceH4/MATH-500",
-    eval_limit=200, eval_every=25,
+    gradient_checkpointing=True, behaviour_logp="trainer", engine_weight="tis",
+    eval_data="HuggingFaceH4/MATH-500", eval_limit=200, eval_every=25,
     save_every=5,  # a step takes many minutes, and a kill loses all that are not saved
     dtype="bfloat16",  # and no "auto": a machine without a GPU is an error, not a slow run
 )  # fmt: skip
@@ -339,6 +343,8 @@ def check_config(cfg: Config) -> None:
          "looks at groups of responses; use --algo grpo"),
         (not weighs or cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's "
          "log-probs with the sampler's; add --behaviour_logp trainer"),
+        (not cfg.kl_unbiased or cfg.kl_estimator in ("k1", "k3"), "kl_estimator", "has no weighted "
+         "form; use k1 or k3, or leave --kl_unbiased out"),
         (not weighs or not loss or loss.per != "response", "engine_weight", f"weighs tokens, and "
          f"--loss {cfg.loss} is one term a response; use off"),
         (cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed "

@@ -330,8 +330,9 @@ def train(
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place
                         policy_loss = sibling.policy_loss(logp, x, stats)
+                    logp_b = x.logp_b if cfg.kl_unbiased else None
                     for name, logp_ref in x.anchors.items() if not exact else ():
-                        kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator)
+                        kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator, logp_b)
                     klc = loss.kl_convex(lam, **kl) if kl else torch.zeros_like(H)  # L_KLC
                     regulariser = cfg.kl_coef * klc - cfg.entropy_coef * H
                     parallel.backward(policy_loss + loss.token_mean(regulariser, x.mask, n))

@@ -13,8 +13,9 @@ import config
 from buffer import fresh_prompts
 
 BIG = (
-    "--gradient_checkpointing --behaviour_logp trainer {}--eval_data HuggingFaceH4/MATH-500 "
-    "--eval_every 25 --eval_limit 200 --save_every 5 --dtype bfloat16"
+    "--gradient_checkpointing --behaviour_logp trainer --engine_weight tis {}"
+    "--eval_data HuggingFaceH4/MATH-500 --eval_every 25 --eval_limit 200 --save_every 5 "
+    "--dtype bfloat16"
 )
 TINY = (
     "--tokens_per_micro_batch 2048 --max_prompt_tokens 64 --max_tokens 128 "

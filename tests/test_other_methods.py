@@ -202,6 +202,13 @@ def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, m
     assert half[0]["policy_loss"] == pytest.approx(plain[0]["policy_loss"] / 2, rel=0.1, abs=1e-3)
 
 
+def test_the_weight_of_the_kl_reaches_the_loss(train):
+    flags = ["--kl_coef", 0.1, "--steps", 2]
+    plain, weighted = (train(name, *flags, *more) for name, more in
+                       dict(plain=[], weighted=["--kl_unbiased"]).items())  # fmt: skip
+    assert 0 < weighted[0]["kl"] != plain[0]["kl"] > 0
+
+
 def test_a_buffer_of_each_kind_is_the_one_that_the_flag_names():
     assert set(REPLAYS) == {"window", "repo", "buffer_matters", "on_policyness"}
     config.check_config(config.parse_config([*SMALL, "--replay", "on_policyness"]))
