@@ -14,6 +14,7 @@ the model's own chat template, one sentence of instruction after the problem, an
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jinja2
 
 import reward
 from reward import Gold
@@ -124,9 +127,21 @@ def render(problem: str, prompt: Prompt, tokenizer) -> str:
     text = prompt.template.replace("{problem}", problem)  # no str.format: \boxed{} has braces
     if not prompt.chat:
         return text
-    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    messages.append({"role": "user", "content": text})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def chat(**said: str) -> str:
+        messages = [dict(role=role, content=content) for role, content in said.items()]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    if not prompt.system:
+        text = chat(user=text)
+    else:
+        user = text
+        try:
+            text = chat(system=prompt.system, user=user)
+        except jinja2.TemplateError:  # Gemma's says that there is no such role
+            text = ""
+        if prompt.system not in text:  # others drop it without a word
+            text = chat(user=f"{prompt.system}\n\n{user}")
     if prompt.think:  # the newer R1 tokenizers open <think> themselves
         text = text.rstrip() if text.rstrip().endswith("<think>") else text + "<think>"
         text += "\n"
@@ -139,7 +154,10 @@ def encode(problem: str, prompt: Prompt, tokenizer) -> list[int]:
     # A chat template writes its own special tokens; with the tokenizer's the first would be double
     bos = tokenizer.bos_token
     special = not prompt.chat and not (bos and text.startswith(bos))
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special and ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token):
+        ids.pop()  # some tokenizers end every text: the response would follow its own end
+    return ids
 
 
 def model_folder(name: str) -> str:
@@ -176,7 +194,60 @@ def load_tokenizer(model: str):
             f"--model {model}: no such folder, nor a hub name within reach ({_reason(error)}); "
             "give one, or tiny."
         ) from error
-    return tokenizer, getattr(config, "max_position_embeddings", None)
+    return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+@functools.cache
+def _model_eos(model: str) -> list[int]:
+    """eos by a model's generation_config, or by its config where it has none."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(model).eos_token_id
+    except (OSError, ValueError):
+        try:
+            eos = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model)).eos_token_id
+        except (OSError, ValueError):  # a tokenizer without a model
+            eos = None
+    return eos if isinstance(eos, list) else [eos]
+
+
+def stop_tokens(tokenizer) -> list[int]:
+    """The tokens that end a response, as vLLM has it: the model's (Llama 3 has three) and the
+    tokenizer's."""
+    ends = [*_model_eos(getattr(tokenizer, "name_or_path", "")), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(ends) if token is not None]
+
+
+def check_model(model: str, tokenizer, tokens: int) -> None:
+    """ValueError for a model that cannot be trained here, as its configuration alone tells. tokens:
+    the longest prompt and response together."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    if not stop_tokens(tokenizer):
+        raise ValueError(
+            f"--model {model}: no token ends a response, neither by its tokenizer nor by its "
+            "generation_config.json; set eos_token_id there"
+        )
+    config = AutoConfig.from_pretrained(model)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"--model {model}: of the type {config.model_type!r} transformers has no causal "
+            "language model; take another"
+        )
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *(x for x in rope.values() if isinstance(x, dict))):  # by kind of layer
+        if part.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        usual = getattr(text, "original_max_position_embeddings", text.max_position_embeddings)
+        limit = part.get("original_max_position_embeddings") or usual
+        if tokens > limit:  # other angles for the whole micro-batch, by its longest row
+            raise ValueError(
+                f"--max_tokens: with the prompt {tokens} tokens, and beyond {limit} a log-prob of "
+                f"{model} depends on the other responses of its batch ({part['rope_type']} "
+                "positions); lower --max_prompt_tokens, --max_tokens or --eval_max_tokens"
+            )
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -435,6 +506,8 @@ def load_run(cfg) -> tuple:
                 f"that is more than the {context} tokens of context of {cfg.model}; lower one of "
                 "them"
             )
+    longest = cfg.max_prompt_tokens + max(cfg.max_tokens, cfg.eval_max_tokens)
+    check_model(model_path, tokenizer, longest)
     options = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
     names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
     problems, counts = load_problems(

@@ -121,9 +121,9 @@ def _merge_votes(record: dict, grader) -> list[int]:
 
 
 def decode(tokenizer, tokens: list[int]) -> str:
-    """Text of a response without its final eos, with other special tokens: </think> may be one."""
-    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)  # Qwen's second eos is its pad
-    if tokens and tokens[-1] in ends:
+    """Text of a response without the token that ended it, with other special tokens: </think> may
+    be one."""
+    if tokens and tokens[-1] in data.stop_tokens(tokenizer):
         tokens = tokens[:-1]
     return tokenizer.decode(tokens, skip_special_tokens=False)
 
