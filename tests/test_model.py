@@ -227,7 +227,7 @@ def test_the_heads_gradient_in_bfloat16_is_as_good_in_many_chunks(monkeypatch):
         total = (token_terms(rows, head, None, labels, 1.0)[0] * ups).sum()
         (d_weight,) = torch.autograd.grad(total, head)
         errors.append(((d_weight.double() - exact).norm() / exact.norm()).item())
-    assert errors[0] < 0.004 and errors[1] < 1.2 * errors[0]
+    assert errors[0] < 0.006 and errors[1] < 1.2 * errors[0]
 
 
 def gradient(policy, responses, budget, n_tokens):
