@@ -42,10 +42,9 @@ class Response:
     finished: bool  # False: cut at the length limit
     reward: float
     step: int  # training step at which the behaviour policy was pi_k; age = current step - this
-    base: Tensor | None = (
-        None  # log-prob under pi_base, which changes only at reincarnation; for the
-    )
-    # exact KL its last hidden states (T, H) in their place, as with prev
+    # Log-prob under pi_base, which changes only at reincarnation; for the exact KL its last hidden
+    # states (T, H) in their place, as with prev
+    base: Tensor | None = None
     weight: Tensor | None = None  # TIS / IcePop, for the engine's own error (--engine_weight)
 
     logp_k: Tensor | None = this_step()  # log-prob under pi_k

@@ -7,6 +7,7 @@
 The defaults are the paper's ReMix-PPO at 1.5B. Nothing slow is imported before the flags are read.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -126,9 +127,8 @@ class Config:
     grader_workers: int = 1  # grading processes a rank
 
     # Evaluation, saving
-    eval_data: str = (
-        ""  # problems to evaluate on, as for --data; with --data tiny: its held-out ones
-    )
+    # problems to evaluate on, as for --data; with --data tiny: its held-out ones
+    eval_data: str = ""
     eval_every: int = 10  # steps between evaluations; 0 = only before and after
     eval_n: int = 4  # responses an evaluation problem
     eval_limit: int = 0  # use only the first so many evaluation problems; 0 = all
@@ -232,12 +232,10 @@ def resolve(cfg: Config) -> Config:
 
 
 def read_flags(argv: list[str] | None, default: Config) -> Config:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        sys.stderr = open(os.devnull, "w")  # one rank of a node says what is wrong
-    try:
-        return tyro.cli(Config, args=argv, default=default, use_underscores=True)
-    finally:
-        sys.stderr = sys.__stderr__
+    silent = os.environ.get("LOCAL_RANK", "0") != "0"  # one rank of a node says what is wrong
+    with open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stderr(nowhere if silent else sys.stderr):
+            return tyro.cli(Config, args=argv, default=default, use_underscores=True)
 
 
 def check_config(cfg: Config) -> None:
@@ -318,6 +316,11 @@ def check_out(cfg: Config) -> None:
             raise ValueError(f"--out {out}: is not empty and holds no run; name a new folder")
         return
     old = json.loads((out / "config.json").read_text())
+    if "top_p" in old:  # a flag that is gone; the names in its checkpoints are others, too
+        raise ValueError(
+            f"--out {out}: the run in it is of an older version, {old.get('git_commit')}; go on "
+            "with that commit, or name a new folder"
+        )
     for name in new:
         if name not in CHANGEABLE and old.get(name) != new[name]:
             raise ValueError(

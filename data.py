@@ -1,10 +1,12 @@
 """Problems, gold answers and prompts: from a row of a data set to the token ids of the question.
 
-A source (`--data`) is `tiny` (the embedded task), a benchmark, a hub name, or a local .json, .jsonl
-or .parquet file or a folder of them. Field names are found among the usual ones or given by flag.
-Rows are dropped, and always counted, for three reasons: no problem text or no answer, a gold answer
-that the grader cannot read, a prompt that is too long. The paper trains on DeepScaleR (about 40k
-problems) with prompts of at most 766 tokens, and evaluates on five sets.
+A source (`--data`) is `tiny` (the embedded task), a benchmark, a hub name (NAME:CONFIG where a set
+has several), a .json, .jsonl or .parquet file, a folder of them, or a comma list of these. Of a
+folder, the files that are named after the split. Fields are found among the usual ones or given.
+Rows are dropped, and always counted, for four reasons: no problem text or no answer, a gold answer
+that the grader cannot read, the same problem and answer as before, a prompt that is too long. The
+paper trains on DeepScaleR (about 40k problems) with prompts of at most 766 tokens, and evaluates on
+five sets.
 
 [open] The paper does not name its prompt. `r1` is what DeepScaleR does with the same base models:
 the model's own chat template, one sentence of instruction after the problem, an opened <think>.
@@ -14,12 +16,18 @@ the model's own chat template, one sentence of instruction after the problem, an
 """
 
 import argparse
-import functools
+import ast
+import hashlib
 import json
+import math
 import os
+import re
 import sys
-import tempfile
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +41,16 @@ PROBLEM_FIELDS = ("problem", "question", "prompt", "input")
 ANSWER_FIELDS = """
 answer final_answer target ground_truth expected_answer reward_model.ground_truth
 """.split()
-SOLUTION_FIELDS = ("solution", "answer")  # the last \boxed{} counts, or what follows GSM8K's ####
+SOLUTION_FIELDS = ("solution", "answer")  # what follows GSM8K's #### counts
+SPLITS = {  # words in the name of a file or folder -> the split that it belongs to
+    word + end: split
+    for split, words in dict(
+        train="train", test="test", validation="validation valid val dev"
+    ).items()
+    for word in words.split()
+    for end in ("", "ing", "set", "data")
+}
+METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 
 class Problem(NamedTuple):
@@ -104,22 +121,28 @@ BENCHMARKS = {  # in the paper's column order; amc has 2022 and 2023
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def get_prompt(name: str) -> Prompt:
-    """A named prompt, or the text of a file with {problem} in it (used raw, format boxed)."""
+def get_prompt(name: str, tokenizer=None) -> Prompt:
+    """A named prompt, or the text of a file with {problem} in it (format boxed). The text is what
+    the user says, so it goes into the chat template of the tokenizer, if that has one; a file that
+    holds the tokenizer's own marks, or ends with an opened <think>, is the whole prompt."""
     if name in PROMPTS:
         return PROMPTS[name]
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.is_file():
         raise ValueError(
             f"--prompt {name}: neither one of {', '.join(PROMPTS)} nor a file; give one of these."
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "--prompt")
     if "{problem}" not in text:
         raise ValueError(
             f"--prompt {name}: the file does not contain {{problem}}; "
             "put it where the problem goes."
         )
-    return Prompt(text, "boxed", chat=False)
+    whole = tokenizer is None or not tokenizer.chat_template or text.rstrip().endswith("<think>")
+    if not whole:  # an instruction may well speak of <think>, which is a token of some models
+        marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        whole = any(mark in text for mark in marks - {"<think>", "</think>"})
+    return Prompt(text, "boxed", chat=not whole)
 
 
 def render(problem: str, prompt: Prompt, tokenizer) -> str:
@@ -164,7 +187,7 @@ def model_folder(name: str) -> str:
     """--model: a folder or hub name as it is; of "tiny[:SETTING=VALUE,...]" the folder of the base
     model, which is made, by rank 0, if it is not there."""
     if name.split(":")[0] != "tiny":
-        return name
+        return os.path.expanduser(name)
     import tiny
 
     settings = tiny.named(name)
@@ -190,14 +213,14 @@ def load_tokenizer(model: str):
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises many kinds; the user needs the sentence
-        raise ValueError(
-            f"--model {model}: no such folder, nor a hub name within reach ({_reason(error)}); "
-            "give one, or tiny."
-        ) from error
+        what, remedy = "no such folder, nor a hub name within reach", "give one, or tiny"
+        if local:
+            what, remedy = "its config or tokenizer cannot be read", "mend the folder"
+        raise ValueError(f"--model {model}: {what} ({_reason(error)}); {remedy}.") from error
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-@functools.cache
+@cache
 def _model_eos(model: str) -> list[int]:
     """eos by a model's generation_config, or by its config where it has none."""
     from transformers import AutoConfig, GenerationConfig
@@ -250,62 +273,85 @@ def check_model(model: str, tokenizer, tokens: int) -> None:
             )
 
 
+def check_weights(model: str) -> None:
+    """ValueError for a local folder that has none: engine and trainer would find out much later."""
+    folder = Path(model)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in ("*.safetensors", "*.bin")):
+        raise ValueError(f"--model {model}: the folder holds no weights (*.safetensors); add them.")
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, flag: str = "--data") -> list[dict]:
-    """Rows of one file. Arrow wants one type a field; where a file mixes them, json reads it."""
-    import datasets
+def read_text(path: Path, flag: str) -> str:
+    """Text of a file in UTF-8, or in UTF-16 or -32, which its first bytes tell."""
+    try:
+        raw = path.read_bytes()
+        return raw.decode(encoding := json.detect_encoding(raw))
+    except UnicodeDecodeError as error:  # no guess at others: Latin-1 would read anything
+        raise ValueError(
+            f"{flag} {path}: is no {encoding.upper()} text ({_reason(error)}); save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be read ({error.strerror}).") from error
 
+
+def read_file(path: Path, flag: str = "--data") -> list[dict]:
+    """Rows of one file, as they stand in it: a date stays text, a number keeps its digits."""
     if not path.is_file():
         raise ValueError(
             f"{flag} {path}: there is no such file; give an existing one ({', '.join(SUFFIXES)})."
         )
-    parquet = path.suffix == ".parquet"
-    # not load_dataset(), which asks the hub first
-    read = datasets.Dataset.from_parquet if parquet else datasets.Dataset.from_json
-    datasets.disable_progress_bars()
-    try:
-        with tempfile.TemporaryDirectory() as cache:  # nothing stale, nothing shared between ranks
-            rows = list(read(str(path), cache_dir=cache, keep_in_memory=True))
-    except Exception as error:  # its own, arrow's and plain ValueErrors, if the file is unreadable
-        if parquet:
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        try:
+            rows = parquet.ParquetFile(path).read().to_pylist()
+        except Exception as error:  # arrow's own, plain ValueErrors, OSErrors
             raise ValueError(
                 f"{flag} {path}: this is no readable Parquet file ({_reason(error)})."
             ) from error
+    else:
         rows = _read_json(path, flag)
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f"{flag} {path}: expected rows of fields (JSON objects); look at the file."
-        )
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{flag} {path}: expected rows of fields (JSON objects), but row {number} is a "
+                f"{type(row).__name__}; look at the file."
+            )
     return rows
 
 
 def _read_json(path: Path, flag: str) -> list:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, flag)
+    # NaN and Infinity, which are no JSON, are how pandas writes that nothing is there
+    load = partial(json.loads, parse_float=Decimal, parse_constant=lambda _: None)
+    broken = (ValueError, ArithmeticError, RecursionError)
     try:
-        rows = json.loads(text)
+        rows = load(text)
         return rows if isinstance(rows, list) else [rows]
-    except json.JSONDecodeError:
-        pass
+    except broken as error:
+        reason = f"{_reason(error)}"
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold what splitlines() cuts at
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                rows.append(load(line))
+            except broken as error:
+                if not text.lstrip().startswith("["):
+                    reason = f"line {number}: {_reason(error)}"
                 raise ValueError(
-                    f"{flag} {path}: neither a JSON list nor JSON lines "
-                    f"(line {number}: {error.msg}); mend the file."
+                    f"{flag} {path}: neither a JSON list nor JSON lines ({reason}); mend the file, "
+                    "or give Parquet."
                 ) from error
     return rows
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read_hub(name: str, config: str | None = None, split: str = "train") -> list[dict]:
+def read_hub(name: str, config: str | None, split: str, flag: str) -> list[dict]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -313,16 +359,17 @@ def read_hub(name: str, config: str | None = None, split: str = "train") -> list
         return list(datasets.load_dataset(name, config, split=split))
     except Exception as error:  # not found, not reachable, no such split: one sentence for all
         raise ValueError(
-            f"--data {name}: no local file or folder, and not to be had from the hub "
-            f"({_reason(error)}); give a path, or a hub name that this machine can reach."
+            f"{flag} {name}: no local file or folder, and not to be had from the hub, split "
+            f"{split} ({_reason(error)}); give a path, a hub name that this machine can reach, or "
+            "NAME:CONFIG where the set has several."
         ) from error
 
 
-def read_benchmark(name: str, data_dir: str | None = None) -> list[dict]:
+def read_benchmark(name: str, data_dir: str | None = None, flag: str = "--data") -> list[dict]:
     """All rows of a benchmark, from `data_dir` or the hub; an incomplete set is an error."""
     bench = BENCHMARKS[name]
     if data_dir is None:
-        rows, where = read_hub(bench.hub, bench.config, bench.split), bench.hub
+        rows, where = read_hub(bench.hub, bench.config, bench.split, flag), bench.hub
     else:
         if not Path(data_dir).is_dir():
             raise ValueError(f"--data_dir {data_dir}: there is no such folder.")
@@ -333,38 +380,93 @@ def read_benchmark(name: str, data_dir: str | None = None) -> list[dict]:
             raise ValueError(
                 f"--data_dir {data_dir}: holds no file for {name}; put one of {names} there."
             )
-        rows = read_file(where)
+        rows = read_file(where, "--data_dir")
         if name == "amc23" and len(rows) == 83:  # DeepScaleR's file has both years, as links tell
             rows = [row for row in rows if "2023_AMC" in str(row.get("url"))]
     if len(rows) not in bench.sizes:
         sizes = " or ".join(map(str, bench.sizes))
         raise ValueError(
-            f"--data {name}: {where} gives {len(rows)} problems where the set has {sizes}; "
-            "get the complete set, or give the file itself as --data to use it as it is."
+            f"{flag} {name}: {where} gives {len(rows)} problems where the set has {sizes}; "
+            f"get the complete set, or give the file itself as {flag} to use it as it is."
         )
     return rows
 
 
-def read_rows(source: str, split: str = "train", data_dir: str | None = None) -> list[dict]:
-    """Rows of any source; `split` matters for `tiny` and hub names."""
-    path = Path(source)
+def split_files(folder: Path, split: str, flag: str) -> list[Path]:
+    """The files of a folder, or of one in it, that are named after the split; of a folder where no
+    name says a split, all. Never train and test files together."""
+
+    def words(text: str) -> set[str]:
+        return {SPLITS.get(word, word) for word in re.findall("[a-z]+", text.lower())}
+
+    found: dict[Path, set[str]] = {}  # file -> words of its path in the folder
+    for file in sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth)):
+        inside = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)  # macOS's ._train.jsonl, .cache
+        if file.suffix.lower() in SUFFIXES and not hidden and file.name not in METADATA:
+            found[file] = words(str(inside.with_suffix("")))
+    if not found:
+        raise ValueError(f"{flag} {folder}: the folder holds no {', '.join(SUFFIXES)} file.")
+    asked = words(split) if re.fullmatch(r"[\w.-]+", split) else set()  # no slice, train[:9]
+    marked = [file for file, said in found.items() if said & {*SPLITS.values(), *asked}]
+    files = [file for file in marked if asked and asked <= found[file]] if marked else list(found)
+    top = [file for file in files if file.parent == folder]
+    folders = dict.fromkeys(file.parent.relative_to(folder) for file in top or files)
+    if len(folders) == 1:
+        return top or files
+    names = ", ".join(map(str, folders or [file.relative_to(folder) for file in marked][:5]))
+    raise ValueError(
+        f"{flag} {folder}: has files in several folders ({names}); give one of these."
+        if folders
+        else f"{flag} {folder}: no file is named after the split {split} ({names}); "
+        "give another --split, or the file itself."
+    )
+
+
+def read_saved(folder: Path, split: str, flag: str) -> list[dict]:
+    """Rows of what `save_to_disk` of the package datasets has written."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+        return list(saved[split] if isinstance(saved, datasets.DatasetDict) else saved)
+    except Exception as error:
+        raise ValueError(
+            f"{flag} {folder}: is a folder of save_to_disk, whose split {split} cannot be read "
+            f"({_reason(error)}); give another --split, or save it anew."
+        ) from error
+
+
+def read_source(
+    source: str, split: str = "train", data_dir: str | None = None, flag: str = "--data"
+) -> Iterator[tuple[str, list[dict]]]:
+    """(name, rows) of each part of a source: of a comma list, of the files of a folder."""
+    name, _, config = source.rpartition(":")
+    path = Path(source).expanduser()
+    if name and Path(name).is_dir():
+        path = Path(name, config)
+    if not source.strip():
+        raise ValueError(f"{flag} {source!r}: a name is empty; give one, and no comma at an end.")
     if source == "tiny":
         import tiny
 
-        return tiny.embedded_problems(split)
-    if source in BENCHMARKS:
-        return read_benchmark(source, data_dir)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise ValueError(f"--data {source}: the folder holds no {', '.join(SUFFIXES)} file.")
-        return [row for file in files for row in read_file(file)]
-    if path.is_file() or path.suffix in SUFFIXES or source.startswith(("/", ".", "~")):
-        return read_file(path.expanduser())
-    if "," in source:
-        parts = [read_rows(part.strip(), split, data_dir) for part in source.split(",")]
-        return [row for rows in parts for row in rows]
-    return read_hub(source, split=split)
+        if split not in ("train", "test"):
+            raise ValueError(f"--split {split}: tiny has train and test; give one of these.")
+        yield source, tiny.embedded_problems(split)
+    elif source in BENCHMARKS:
+        yield source, read_benchmark(source, data_dir, flag)
+    elif path.is_dir() and any((path / file).is_file() for file in ("state.json", METADATA[0])):
+        yield source, read_saved(path, split, flag)
+    elif path.is_dir():
+        for file in split_files(path, split, flag):
+            yield str(file), read_file(file, flag)
+    elif "," in source and not path.exists():
+        for part in source.split(","):
+            yield from read_source(part.strip(), split, data_dir, flag)
+    elif path.exists() or path.suffix.lower() in SUFFIXES or source.startswith(("/", ".", "~")):
+        yield source, read_file(path, flag)
+    else:
+        yield source, read_hub(name or source, config if name else None, split, flag)
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -380,9 +482,15 @@ def get_field(row: dict, field: str) -> Any:
 
 
 def find_field(
-    rows: list[dict], usual: Iterable[str], given: str | None, flag: str, source: str
+    rows: list[dict],
+    usual: Iterable[str],
+    given: str | None,
+    flag: str,
+    source: str,
+    or_usual: bool = False,
 ) -> str:
-    for field in [given] if given else usual:
+    """The field that is given; without one, or if no row has it and `or_usual`, the first usual."""
+    for field in [given] * bool(given) + [*usual] * (or_usual or not given):
         if any(get_field(row, field) is not None for row in rows):
             return field
     present = ", ".join(sorted({name for row in rows[:1000] for name in row}))
@@ -398,38 +506,102 @@ def get_problem(row: dict, field: str) -> str | None:
     if isinstance(value, list):
         turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
         value = turns[-1].get("content") if turns else None
-    return value.strip() or None if isinstance(value, str) else None
+    return _text(value) if isinstance(value, (str, bytes)) else None
 
 
 def get_gold(row: dict, field: str) -> str | Gold | None:
     """Gold answer; a list holds alternatives. OlympiadBench adds unit, tolerance, "all of them"."""
-    value = get_field(row, field)
-    values = value if isinstance(value, (list, tuple)) else [value]
+    values = _flat(get_field(row, field))
     answers = list(dict.fromkeys(filter(None, (_answer_text(v, field) for v in values))))
     if not answers:
         return None
-    unit = str(row.get("unit") or "").strip("$ ")  # "$cm^2$"
-    error, multiple = row.get("error"), bool(row.get("is_multiple_answer"))
+    unit = error = None
+    multiple = bool(row.get("is_multiple_answer"))
+    if "is_multiple_answer" in row:  # elsewhere "unit" may be a chapter, and no answer has that
+        unit = str(row.get("unit") or "").strip("$ ") or None  # "$cm^2$"
+    if re.fullmatch(r"[\d.]+(e-?\d+)?", str(row.get("error"))):  # nor is every "error" a tolerance
+        error = str(row["error"])
     if len(answers) == 1 and not (unit or error or multiple):
         return answers[0]
-    return Gold(tuple(answers), unit or None, str(error) if error else None, multiple)
+    return Gold(tuple(answers), unit, error, multiple)
+
+
+def _text(value: Any) -> str | None:
+    """Stripped text; None if it is empty, or has half a character (a lone surrogate), which no
+    tokenizer takes."""
+    text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
+    return None if not text or re.search("[\ud800-\udfff]", text) else text
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The values of a list; also of one of strings that is written as text: ["17"], ['17']."""
+    if isinstance(value, str) and re.fullmatch(r"""\s*\[\s*["'].*["']\s*\]\s*""", value, re.S):
+        # LaTeX may stand in it with single backslashes, where JSON has a form feed for \f
+        for text in (value, value.replace("\\", "\\\\")):
+            for read in (json.loads, ast.literal_eval):
+                try:
+                    with warnings.catch_warnings(action="ignore"):  # of \s and the like in Python
+                        new = read(text.strip())
+                except (ValueError, SyntaxError, RecursionError, MemoryError):
+                    continue
+                if all(isinstance(item, str) and item.isprintable() for item in new):
+                    yield from new
+                    return
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 def _answer_text(value: Any, field: str) -> str | None:
-    if value is None or isinstance(value, (bool, dict)):
+    if value is None or isinstance(value, dict):
         return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # AMC's 8178.0: as a decimal it would be graded with a tolerance
-    text = str(value).strip()
-    if field in SOLUTION_FIELDS:
-        if "####" in text:
-            text = text.rsplit("####", 1)[1].strip()
-        elif field == "solution" or "\\boxed{" in text:
-            return reward.extract_answer(text, "boxed")
-    return text or None
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (float, Decimal)):
+        # AMC's 8178.0: as a decimal it would be graded with a tolerance. Beyond 2^53 a float has
+        # lost digits, and wants one; a Decimal has all of the file's
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+            value = int(value)
+        elif isinstance(value, Decimal) and abs(value.adjusted()) < reward.MAX_CHARS:
+            value = re.sub(r"\.0+$", "", f"{value:f}")
+    text = _text(value)
+    if text and field in SOLUTION_FIELDS and "####" in text:
+        return text.rsplit("####", 1)[1].strip() or None
+    if text and (field == "solution" or "\\boxed{" in text):
+        return reward.extract_answer(text, "boxed")
+    return text
 
 
 # --- the whole way --------------------------------------------------------------------------------
+
+
+def together(work: Callable[[], list]) -> list:
+    """work(), whose ValueError on one rank of torchrun is one on all: none waits for it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return work()
+    import parallel
+
+    return parallel.on_every_rank(work)
+
+
+def encode_all(texts: list[str], prompt: Prompt, tokenizer, source: str) -> list[list[int]]:
+    """`encode` of each text. The ranks share the work, which takes one of them minutes where there
+    are a hundred thousand texts."""
+    if tokenizer is None:
+        return [[] for _ in texts]
+    world, rank = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0)))
+    mine = [encode(text, prompt, tokenizer) for text in texts[rank::world]]
+    if world == 1:
+        return mine
+    import parallel
+
+    if len(set(parallel.gather([hashlib.sha256(repr(texts).encode()).hexdigest()]))) > 1:
+        raise ValueError(f"{source}: is not the same on every node; copy it there anew.")
+    return parallel.gather_in_order(list(zip(range(rank, len(texts), world), mine, strict=True)))
 
 
 def load_problems(
@@ -442,52 +614,69 @@ def load_problems(
     split: str = "train",
     limit: int | None = None,
     data_dir: str | None = None,
+    flag: str = "--data",
+    or_usual: bool = False,
 ) -> tuple[list[Problem], dict[str, int]]:
     """Problems of a source, in its order, with encoded prompts, and what became of its rows.
 
     `tokenizer` None leaves prompt_ids empty, for grading responses that exist. `limit` stops after
-    that many kept problems. counts: rows = no_answer + unparsable + too_long + kept, of those
-    looked at. Raises ValueError, one sentence with the flag named, when nothing usable comes out.
+    that many kept problems. `flag` is what named the source. `or_usual`: where the given fields are
+    absent, the usual ones do. counts: rows = no_answer + unparsable + duplicates + too_long + kept,
+    of those looked at. A benchmark keeps its duplicates: it is a set of so many. Raises ValueError,
+    one sentence with the flag named, when nothing usable comes out.
     """
-    template = get_prompt(prompt)
+    template = get_prompt(prompt, tokenizer)
     if tokenizer is not None and template.chat and not tokenizer.chat_template:
         raise ValueError(
             f"--prompt {prompt}: this model's tokenizer has no chat template; "
             "use --prompt tinyzero or a FILE."
         )
-    rows = read_rows(source, split, data_dir)
-    if not rows:
-        raise ValueError(f"--data {source}: holds no rows; give a source with problems.")
-    problem_field = find_field(rows, PROBLEM_FIELDS, problem_field, "--problem_field", source)
-    usual = (*ANSWER_FIELDS, "solution")
-    answer_field = find_field(rows, usual, answer_field, "--answer_field", source)
+    names = ("rows", "no_answer", "unparsable", "duplicates", "too_long", "kept")
+    counts = dict.fromkeys(names, 0)
+    fields: dict[str, str] = {}
 
-    problems: list[Problem] = []
-    counts = dict.fromkeys(("rows", "no_answer", "unparsable", "too_long", "kept"), 0)
-    parsable: dict[str | Gold, bool] = {}  # golds repeat, and reading one may take a millisecond
-    for row_id, row in enumerate(rows):
-        if limit is not None and len(problems) == limit:
-            break
-        counts["rows"] += 1
-        text, gold = get_problem(row, problem_field), get_gold(row, answer_field)
-        if text is None or gold is None:
-            counts["no_answer"] += 1
-            continue
-        if gold not in parsable:
-            parsable[gold] = reward.parsable(gold)
-        if not parsable[gold]:
-            counts["unparsable"] += 1
-            continue
-        prompt_ids = [] if tokenizer is None else encode(text, template, tokenizer)
-        if max_prompt_tokens is not None and len(prompt_ids) > max_prompt_tokens:
-            counts["too_long"] += 1
-            continue
-        problems.append(Problem(row_id, text, gold, prompt_ids))
+    def usable() -> Iterator[tuple[int, str, str | Gold]]:
+        """(row number, text, gold) of the rows that a prompt is made for."""
+        parsable: dict[str | Gold, bool] = {}  # golds repeat, and reading one takes a millisecond
+        seen: set[tuple] = set()
+        for part, rows in read_source(source, split, data_dir, flag):
+            if not rows:
+                raise ValueError(f"{flag} {part}: holds no rows; give a source with problems.")
+            for kind, usual, given in (
+                ("problem", PROBLEM_FIELDS, problem_field),
+                ("answer", (*ANSWER_FIELDS, "solution"), answer_field),
+            ):
+                fields[kind] = find_field(rows, usual, given, f"--{kind}_field", part, or_usual)
+            for row in rows:
+                counts["rows"] += 1
+                text, gold = get_problem(row, fields["problem"]), get_gold(row, fields["answer"])
+                if gold is not None and gold not in parsable:
+                    parsable[gold] = reward.parsable(gold)
+                if text is None or gold is None:
+                    counts["no_answer"] += 1
+                elif not parsable[gold]:
+                    counts["unparsable"] += 1
+                elif (text, gold) in seen and part not in BENCHMARKS:
+                    counts["duplicates"] += 1
+                else:
+                    seen.add((text, gold))
+                    yield counts["rows"] - 1, text, gold
+
+    rows, problems = usable(), []
+    integers: dict[int, int] = {}  # one object a token id, or a prompt of 200 tokens has 7 kB
+    while new := together(lambda: list(islice(rows, limit and limit - len(problems)))):
+        texts = [text for _, text, _ in new]
+        prompts = encode_all(texts, template, tokenizer, f"{flag} {source}")
+        for row, prompt_ids in zip(new, prompts, strict=True):
+            if max_prompt_tokens is not None and len(prompt_ids) > max_prompt_tokens:
+                counts["too_long"] += 1
+            else:
+                problems.append(Problem(*row, [integers.setdefault(i, i) for i in prompt_ids]))
     counts["kept"] = len(problems)
     if not problems:
         raise ValueError(
-            f"--data {source}: no usable row ({describe(counts)}); "
-            f"check --problem_field ({problem_field}), --answer_field ({answer_field}) "
+            f"{flag} {source}: no usable row ({describe(counts)}); "
+            f"check --problem_field ({fields['problem']}), --answer_field ({fields['answer']}) "
             f"and --max_prompt_tokens ({max_prompt_tokens})."
         )
     return problems, counts
@@ -499,6 +688,7 @@ def load_run(cfg) -> tuple:
     be had."""
     model_path = model_folder(cfg.model)
     tokenizer, context = load_tokenizer(model_path)
+    check_weights(model_path)
     for name in ("max_tokens", "eval_max_tokens"):
         if context is not None and cfg.max_prompt_tokens + getattr(cfg, name) > context:
             raise ValueError(
@@ -508,26 +698,42 @@ def load_run(cfg) -> tuple:
             )
     longest = cfg.max_prompt_tokens + max(cfg.max_tokens, cfg.eval_max_tokens)
     check_model(model_path, tokenizer, longest)
-    options = dict(prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens)
-    names = dict(problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None)
+    options = dict(
+        prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens,
+        problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None,
+    )  # fmt: skip
     problems, counts = load_problems(
-        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **options, **names
+        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **options
     )
     lines, eval_problems = [f"train: {describe(counts)}"], []
     eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
     if eval_data:
+        # Fields that are named for one's own data need not be those of a benchmark
+        options |= dict(flag="--eval_data", or_usual=True)
         eval_problems, counts = load_problems(
             eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **options
         )
         lines.append(f"eval:  {describe(counts)}")
+    lines += show(problems[0], cfg.prompt, cfg.format, tokenizer)
     return model_path, tokenizer, problems, eval_problems, lines
+
+
+def show(problem: Problem, prompt: str, format: str, tokenizer) -> list[str]:
+    """What the model is given and what it must answer: a wrong prompt trains without a word."""
+    text = tokenizer.decode(problem.prompt_ids)
+    return [
+        f"--- the first prompt ({prompt}), special tokens included ---",
+        text,
+        f"--- a right response ({format}): {reward.FORMATS[format]}; here {problem.gold!r} ---",
+    ]
 
 
 def describe(counts: dict[str, int]) -> str:
     return (
         f"{counts['kept']} problems of {counts['rows']} rows: "
         f"{counts['no_answer']} without problem or answer, "
-        f"{counts['unparsable']} golds unreadable, {counts['too_long']} prompts too long"
+        f"{counts['unparsable']} golds unreadable, {counts['duplicates']} duplicates, "
+        f"{counts['too_long']} prompts too long"
     )
 
 
@@ -573,7 +779,8 @@ def main() -> None:
     )
     flag = parser.add_argument
     flag("--check", metavar="DIR", help="folder with the benchmarks' files, or 'hub'")
-    flag("--data", default="tiny", help="tiny, a benchmark, a hub name, a file or a folder")
+    sources = "tiny, a benchmark, a hub name or NAME:CONFIG, a file, a folder, or a comma list"
+    flag("--data", default="tiny", help=sources)
     flag("--model", help="model whose tokenizer encodes the prompts (folder or hub name)")
     flag("--prompt", default="r1", help=f"{' | '.join(PROMPTS)} | FILE with {{problem}}")
     flag("--max_prompt_tokens", type=int, default=766, help="longer prompts are dropped [tokens]")
@@ -583,6 +790,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.check:
+            if args.check != "hub" and not Path(args.check).is_dir():
+                raise ValueError(
+                    f"--check {args.check}: there is no such folder; give one, or hub."
+                )
             raise SystemExit(0 if check_golds(None if args.check == "hub" else args.check) else 1)
         tokenizer = load_tokenizer(args.model)[0] if args.model else None
         fields = (args.problem_field, args.answer_field)
@@ -592,10 +803,11 @@ def main() -> None:
     except ValueError as error:
         print(f"data.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    first = problems[0]
     print(describe(counts))
-    print(f"gold: {first.gold!r}")
-    print(tokenizer.decode(first.prompt_ids) if tokenizer else first.problem)
+    if tokenizer:
+        print("\n".join(show(problems[0], args.prompt, get_prompt(args.prompt).format, tokenizer)))
+    else:
+        print(f"gold: {problems[0].gold!r}\n{problems[0].problem}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The paper's tables are greedy: one response a problem of up to 8192 tokens, of w
 answer counts. The same here:
 
     python eval.py --model DIR_OR_HUB --data aime24,amc,math500,minerva,olympiadbench \
-        --temperature 0 --n 1 --format boxed
+        --temperature 0 --format boxed
 
 The defaults, temperature 0.6 and top-p 0.95, are those of DeepScaleR's evaluation in training.
 
@@ -21,7 +21,8 @@ kill continues there; another configuration with the same OUT is refused.
 [open] The paper gives no intervals. Here they are 95 %, 1.96 standard errors of the mean over
 *problems*: how much another draw of problems of this kind would move the number. So the samples of
 one problem count as the cluster they are. The average over sets is their plain mean, as in the
-paper.
+paper. pass@1 wants the right answer in the right format; answer_rate and format_rate say which of
+the two is missing.
 """
 
 import argparse
@@ -129,7 +130,8 @@ def decode(tokenizer, tokens: list[int]) -> str:
 
 
 def grade(problems: list[Problem], responses: list[list[str]], grader, format: str) -> list[dict]:
-    """One record a problem from its responses: {"id", "responses", "rewards", "answers"}."""
+    """One record a problem from its responses: {"id", "responses", "rewards", "answers",
+    "answer_right"}; an answer is None where the format is wrong, and may be right all the same."""
     flat = [text for texts in responses for text in texts]
     golds = [p.gold for p, texts in zip(problems, responses, strict=True) for _ in texts]
     scores = grader.score(flat, golds, format)
@@ -139,11 +141,12 @@ def grade(problems: list[Problem], responses: list[list[str]], grader, format: s
             f"{scores.unparsable} golds were not readable: counted as wrong",
             file=sys.stderr,
         )
-    records, start = [], 0
+    right, records, start = grader.right_answers(flat, golds, scores), [], 0
     for problem, texts in zip(problems, responses, strict=True):
         span = slice(start, start := start + len(texts))
-        rewards, answers = scores.rewards[span], scores.answers[span]
-        records.append(dict(id=problem.id, responses=texts, rewards=rewards, answers=answers))
+        columns = dict(rewards=scores.rewards, answers=scores.answers, answer_right=right)
+        graded = {name: column[span] for name, column in columns.items()}
+        records.append(dict(id=problem.id, responses=texts, **graded))
     return records
 
 
@@ -151,11 +154,13 @@ def sample(
     engine, tokenizer, problems: list[Problem], grader, format: str,
     *, n: int, temperature: float, top_p: float, max_tokens: int, seed: int,
 ) -> list[dict]:  # fmt: skip
-    """Records of `grade` with "lengths" [tokens] and "finished" of n samples a problem.
+    """Records of `grade` with "lengths" [tokens] and "finished" of n samples a problem; greedy ones
+    would all be the same, and are one.
 
     The seed of a problem depends on its id alone, so chunks, their order and a restart do not
     change its samples.
     """
+    n = n if temperature else 1
     prompts = [problem.prompt_ids for problem in problems]
     seeds = [(seed * 1_000_003 + p.id) * n for p in problems]  # n apart: sample j uses seed + j
     limits = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
@@ -172,14 +177,17 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     """Metrics of one set, as fractions (not percent). Lengths and truncation only where recorded.
 
     pass@1 is the mean over problems of the mean over samples. pass@k is given for k = 2, 4, 8 … up
-    to the smallest number of samples that a problem has.
+    to the smallest number of samples that a problem has. answer_rate: right answers in any format.
+    format_rate: answers, right or wrong, in the right format. One problem alone has no intervals.
     """
     counts = [(len(r["rewards"]), sum(x > 0 for x in r["rewards"])) for r in records]
     n = min(count for count, _ in counts)
     metrics = {"problems": len(records), "n": n}
 
     def add(name: str, values: list[float]) -> None:
-        metrics[name], metrics[f"{name}_ci"] = fmean(values), interval(values)
+        metrics[name] = fmean(values)
+        if len(values) > 1:
+            metrics[f"{name}_ci"] = interval(values)
 
     add("pass@1", [right / count for count, right in counts])
     k = 2
@@ -189,12 +197,27 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     if n > 1:
         rights, wrongs = (right for _, right in counts), [_merge_votes(r, grader) for r in records]
         add(f"maj@{n}", list(map(majority, rights, wrongs)))
+    if all("answer_right" in r for r in records):
+        metrics["answer_rate"] = fmean(fmean(r["answer_right"]) for r in records)
+    metrics["format_rate"] = fmean(fmean(x is not None for x in r["answers"]) for r in records)
     if all("lengths" in r for r in records):
         metrics["response_length"] = fmean(x for r in records for x in r["lengths"])
     metrics["reflection_rate"] = reflection_rate([text for r in records for text in r["responses"]])
     if all("finished" in r for r in records):
         metrics["truncation_rate"] = fmean(not x for r in records for x in r["finished"])
     return metrics
+
+
+def format_warning(metrics: dict[str, float], format: str) -> str:
+    """A sentence where most of the right answers get nothing for their format, else ""."""
+    right, passed = metrics.get("answer_rate", 0.0), metrics["pass@1"]
+    if right <= 2 * passed:
+        return ""
+    return (
+        f"warning: the format decides: {right:.1%} of the responses have the right answer, but "
+        f"{passed:.1%} have it in the format {format}, which wants {reward.FORMATS[format]}; look "
+        "at the responses, and take another --format or --prompt if it is not the model's"
+    )
 
 
 # --- from the command line: what can be refused ---------------------------------------------------
@@ -213,21 +236,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default=default, help=help, **how)
 
     flag("model", "folder or hub name, or tiny[:SETTING=VALUE,...]: the embedded base model")
-    flag("data", f"tiny | {','.join(data.BENCHMARKS)} | hub name | file | folder", "tiny")
+    sources = "hub name, NAME:CONFIG | file | folder; sets may be a comma list"
+    flag("data", f"tiny | {','.join(data.BENCHMARKS)} | {sources}", "tiny")
     flag("data_dir", "folder with the benchmarks' files (default: from the hub)", metavar="DIR")
     flag("samples", "grade these: JSON lines, id or problem and response(s)", metavar="FILE")
-    flag("n", "samples a problem", 16)
+    flag("n", "samples a problem (default: 16, and 1 with --temperature 0)", type=int)
     flag("max_tokens", "limit [tokens] (default: 8192, paper; at most half the context)", type=int)
     flag("temperature", "of the sampling, 0 = greedy", 0.6)
     flag("top_p", "nucleus of the sampling", 0.95)
     flag("seed", "of the sampling", 0)
     prompts = " | ".join(data.PROMPTS)
     flag("prompt", f"{prompts} | FILE with {{problem}} (default: r1; for tiny: plain)")
-    formats = ("r1", "tags", "boxed")
-    flag("format", "how a response marks its answer (default: the prompt's)", choices=formats)
+    formats = "how a response marks its answer (default: the prompt's)"
+    flag("format", formats, choices=tuple(reward.FORMATS))
     flag("problem_field", "field with the problem (default: found)")
     flag("answer_field", "field with the gold answer (default: found)")
-    flag("split", "split of tiny or of a hub set", "test")
+    flag("split", "split of tiny, of a hub set or of a folder", "test")
     flag("limit", "only the first problems of each set", type=int)
     flag("engine", "sampler; auto = vLLM where installed", "auto", choices=("auto", "vllm", "hf"))
     flag("tensor_parallel", "ranks of torchrun that hold one vLLM engine together", 1)
@@ -236,7 +260,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("chunk", "problems sampled together, then saved", 64)
     flag("workers", "grader processes", 2)
     flag("out", "results; samples go beside (default: eval-<model>.json)", metavar="FILE.json")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.n is None:
+        args.n = 16 if args.temperature or args.samples else 1
+    return args
 
 
 def ranks() -> tuple[int, int]:
@@ -252,11 +279,12 @@ def check_args(args) -> None:
     whole = parallel >= 1 and world % parallel == 0
     varied = args.temperature or args.n == 1 or samples
     out = args.out is None or args.out.endswith(".json")
+    benchmark = set(data.BENCHMARKS) & {name.strip() for name in args.data.split(",")}
     rows = [  # (is it fine, flag, what is wrong and what to do)
         (args.model or samples, "model", "not given; name a folder or hub name, or --samples FILE"),
         (args.seed >= 0, "seed", "must be at least 0"),
         (seeds_fit, "seed", "is too large for the sampler's seeds; take one below a billion"),
-        (args.temperature >= 0, "temperature", "must be at least 0"),
+        (0 <= args.temperature < math.inf, "temperature", "must be a number of at least 0"),
         (varied, "n", "with --temperature 0 all are the same; use 1"),
         (0 < args.top_p <= 1, "top_p", "must be above 0 and at most 1"),
         (vllm, "engine", "is not installed; install vLLM or use --engine hf"),
@@ -269,6 +297,11 @@ def check_args(args) -> None:
         (parallel == 1 or args.engine != "hf", "tensor_parallel", "is for vLLM, not --engine hf"),
         (not samples or Path(samples).is_file(), "samples", "there is no such file"),
         (out, "out", "must end in .json"),
+        (
+            not args.data_dir or benchmark,
+            "data_dir",
+            f"is for the benchmarks, of which --data {args.data} has none; leave it out",
+        ),
     ]
     for name in ("n", "max_tokens", "limit", "chunk", "workers"):
         value = getattr(args, name)
@@ -300,6 +333,8 @@ def load(args) -> tuple:
     if args.model:
         folder = model_folder(args.model)
         args.model = args.model if folder == args.model else os.path.relpath(folder)
+        if not args.samples:
+            data.check_weights(args.model)
         tokenizer, context = load_tokenizer(args.model)
     sets = load_sets(args, None if args.samples else tokenizer)
     args.format = args.format or data.get_prompt(args.prompt).format
@@ -330,6 +365,10 @@ def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
             name, tokenizer, args.prompt, None, *fields, *options, args.data_dir
         )
         print(f"{name}: {data.describe(counts)}")
+    if tokenizer is not None:
+        format = args.format or data.get_prompt(args.prompt).format
+        first = next(iter(sets.values()))[0]
+        print("\n".join(data.show(first, args.prompt, format, tokenizer)))
     return sets
 
 
@@ -362,11 +401,21 @@ def check_same_config(old: dict, new: dict, out: Path) -> None:
 
 
 def check_out(out: Path, config: dict) -> None:
-    """ValueError if the result of another configuration, or something else, is there."""
+    """ValueError if nothing can be written there, or if it is another configuration's result, or
+    something else."""
+    trial = out.with_suffix(".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink(missing_ok=True)  # the ranks do this side by side
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot be written there ({error.strerror}); give another --out."
+        ) from error
     if out.exists():
         try:
             old = json.loads(out.read_text())["config"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--out {out}: exists and is no result of this program; give another --out."
             ) from error
@@ -378,17 +427,22 @@ def read_partial(out: Path, config: dict) -> list[dict]:
     path = out.with_suffix(".samples.jsonl")
     if not path.exists():
         return []
-    rows, end = [], 0
-    with path.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            rows.append(json.loads(line))
-            end += len(line)
-        file.truncate(end)
-    if rows:
-        check_same_config(rows[0].get("config", {}), config, out)
-    return rows[1:]
+    try:
+        raw = path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        first, *records = [json.loads(line) for line in whole.splitlines()] or [{}]
+        old = first["config"] if whole else config
+        known = {(r["set"], r["id"]) for r in records}
+        if len(known) < len(records) or not whole and not raw.startswith(b'{"config"'[: len(raw)]):
+            raise ValueError("not as this program writes it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--out {out}: {path} beside it is not what this program writes; give another --out."
+        ) from error
+    check_same_config(old, config, out)
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    return records
 
 
 def read_samples(path: str, sets: dict[str, list[Problem]]) -> tuple[dict, dict]:
@@ -413,6 +467,13 @@ def read_samples(path: str, sets: dict[str, list[Problem]]) -> tuple[dict, dict]
             raise ValueError(
                 f'--samples {path}: row {number} has no text in "response" or "responses".'
             )
+        marks = row.get("finished") or []
+        names = (row.get("id"), row.get("set"))
+        if not isinstance(marks, list) or any(isinstance(name, (list, dict)) for name in names):
+            raise ValueError(
+                f'--samples {path}: row {number} has a list where "id" or "set" is one value, or '
+                'one value where "finished" is a list; mend it, or leave "finished" out.'
+            )
         if row.get("problem") is not None:
             keys = by_text.get(str(row["problem"]).strip(), [])
         elif row.get("id") is not None and (row.get("set") is not None or len(sets) == 1):
@@ -427,7 +488,7 @@ def read_samples(path: str, sets: dict[str, list[Problem]]) -> tuple[dict, dict]
         unknown += not keys
         for key in keys:
             texts[key] += new
-            finished[key] += row.get("finished") or []
+            finished[key] += marks
     if unknown:
         print(
             f"warning: {unknown} rows of --samples {path} belong to no problem of --data "
@@ -473,7 +534,6 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
             f"tokens beside --max_tokens {args.max_tokens}: they are not sampled and count as "
             "wrong and truncated"
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if world > 1:
         torch.distributed.barrier()  # all have read the file before rank 0 goes on with it
     quiet = rank > 0 or not missing
@@ -493,7 +553,7 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
 
         n = args.n
         empty = dict(responses=[""] * n, rewards=[0.0] * n, answers=[None] * n, lengths=[0] * n)
-        empty["finished"] = [False] * n
+        empty |= dict(answer_right=[False] * n, finished=[False] * n)
         keep([name for name, _ in too_long], [{"id": p.id, **empty} for _, p in too_long])
         if not todo:
             return records
@@ -534,7 +594,9 @@ def grade_samples(sets, texts: dict, finished: dict, tokenizer, grader, format: 
             if len(flags := finished[name, record["id"]]) == len(record["responses"]):
                 record["finished"] = flags
             if tokenizer is not None:
-                ids = tokenizer(record["responses"], add_special_tokens=False)["input_ids"]
+                # Half a character (a lone surrogate) of another system is no text for a tokenizer
+                texts_of = [x.encode(errors="replace").decode() for x in record["responses"]]
+                ids = tokenizer(texts_of, add_special_tokens=False)["input_ids"]
                 record["lengths"] = [len(x) for x in ids]
             records.append(record)
     return records
@@ -559,10 +621,11 @@ def table(sets: dict[str, dict]) -> str:
         columns["Avg."] = average(sets)
     numbers = {"problems": "problems", "n": "n", "response_length": "length [tokens]"}
     shares = {"truncation_rate": "truncated [%]", "reflection_rate": "reflection [%]"}
+    shares |= {"answer_rate": "answer right [%]", "format_rate": "format right [%]"}
 
     def cell(key: str, value: float) -> str:
         if math.isnan(value) or (key.endswith("_ci") and value == 0):
-            return "–"  # all problems went alike, which gives no interval
+            return "–"  # one problem, or all went alike, which gives no interval
         return f"{value:.0f}" if key in numbers else f"{100 * value:.2f}"
 
     rows = [["", *columns]]
@@ -608,13 +671,14 @@ def main(argv: list[str] | None = None) -> None:
             name: summarize([r for r in records if r["set"] == name], grader) for name in sets
         }
     print("\n" + table(metrics))
+    for name, numbers in metrics.items():
+        if warning := format_warning(numbers, args.format):
+            print(f"\n{name}: {warning}")
     result = {"config": config, "sets": metrics}
     if len(sets) > 1:
         result["average"] = average(metrics)
-    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # nan is no JSON
     partial = args.out.with_suffix(".tmp")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     os.replace(partial, args.out)
     print(f"\nwritten: {args.out}")
 

@@ -1,7 +1,7 @@
 """What a run says of itself: one line a step in metrics.jsonl, and one on the screen.
 
 Sums over tokens are kept as sums until the step ends, so that they add up over micro-batches, ranks
-and mini-batches; `row` makes the means. Every name that is logged is defined here.
+and mini-batches; `row` makes the means. Names with eval/ are defined in eval.summarize.
 """
 
 import json
@@ -44,9 +44,9 @@ def ratio_sums(logp: Tensor, x: Batch, clip_eps: float) -> Tensor:
 
 def ratio_diagnostics(sums: Tensor) -> dict[str, float]:
     """ratio_mean: E[r], r = pi_theta / pi_b. log_ratio_sq: E[(log r)^2], moves long before E[r].
-    clip_fraction: share of tokens whose gradient is clipped away. tv: E|r - c| / 2, the total
-    variation between pi_theta and pi_k that the clip bounds (GePPO). ess: (sum r)^2 / (n sum r^2),
-    effective share of the samples. sums: (6,), of one age."""
+    clip_fraction: share of tokens beyond Mix-PPG's band on A's side, which lose their gradient. tv:
+    E|r - c| / 2, the total variation between pi_theta and pi_k that the clip bounds (GePPO). ess:
+    (sum r)^2 / (n sum r^2), effective share of the samples. sums: (6,), of one age."""
     s = dict(zip(RATIO_SUMS, sums.tolist(), strict=True))
     n = s["tokens"]
     return dict(
@@ -198,7 +198,9 @@ class Log:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
             if "eval/pass@1" in row:
-                text += f"  pass@1 {row['eval/pass@1']:.1%} ± {row['eval/pass@1_ci']:.1%}"
+                text += f"  pass@1 {row['eval/pass@1']:.1%}"
+            if "eval/pass@1_ci" in row:  # one problem has none
+                text += f" ± {row['eval/pass@1_ci']:.1%}"
             if row["grader_kills"]:
                 text += f"  {row['grader_kills']} gradings killed"
             self.say(f"{text}  {sum(self.seconds.values()):.1f} s")

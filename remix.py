@@ -258,10 +258,10 @@ def train(
         # ---------------------------------------------------------- roll out with pi_k
         engine.sync(full_weights(sampler, cfg.dtype))
         n_fresh = fresh_prompts(step, P, p)  # (1 - p) P
-        chosen = replay.choose(buffer, n_fresh, upcoming)  # the next ones
+        chosen = replay.choose(buffer, n_fresh, upcoming)  # ReMix: the next ones
         asked = [problems[i] for i in chosen]
         mine = roll_out(engine, asked, step, cfg)  # (place, group), of this rank's engine
-        state.rollouts += n_fresh * cfg.group_size
+        state.rollouts += len(chosen) * cfg.group_size
         log.phase("rollout")
 
         # ---------------------------------------------------------- reward: right answer and format
@@ -276,7 +276,7 @@ def train(
             check_engine(new[:16], sampler, cfg.tokens_per_micro_batch, device, cfg.dtype)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
-        fresh = replay.keep(buffer, sampled, chosen)  # all
+        fresh = replay.keep(buffer, sampled, chosen)  # ReMix: all
         drawn = buffer.draw(P - n_fresh, rng(2, step), fresh, score)  # p P, of the last N steps
         replayed = parallel.gather_in_order(drawn)
         batch = [r for group in fresh + replayed for r in group]
@@ -314,6 +314,7 @@ def train(
                 for x in micro_batches(mini, step):  # B responses x T tokens each
                     logp, H, kl = policy(x, heads)  # (B, T); the exact KL to each anchor, or {}
 
+                    # ---- the loss of a micro-batch
                     pg = loss.mix_ppg(logp, x.logp_k, x.logp_b, x.advantages, eps)  # Eq. 3
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place

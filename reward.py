@@ -35,12 +35,18 @@ class Scores(NamedTuple):
     unparsable: int  # golds that cannot be read
 
 
-def extract_answer(response: str, format: str) -> str | None:
-    r"""The answer of a response (without its prompt); None if it has none or its format is wrong.
+FORMATS = {  # what a response must have
+    "r1": r"exactly one </think>, then the answer in \boxed{}",
+    "tags": "<think>...</think><answer>...</answer>, no more; the prompt may have opened <think>",
+    "boxed": r"the answer in \boxed{}, after the last </think> if there is one",
+}
 
-    r1:    exactly one </think>, and the box after it
-    boxed: the box, after the last </think> if there is one
-    tags:  <think>...</think><answer>...</answer>, no more; the prompt may have opened <think>
+
+def extract_answer(response: str, format: str) -> str | None:
+    """The answer of a response (without its prompt); None if it has none or its format is wrong.
+
+    Formats are those of FORMATS and "any": the answer wherever it stands, for telling a wrong
+    format from a wrong answer.
     """
     if format == "r1":
         return last_box(response.split("</think>")[1]) if response.count("</think>") == 1 else None
@@ -56,7 +62,12 @@ def extract_answer(response: str, format: str) -> str | None:
             return None
         answer = match[1].strip()
         return (last_box(answer) if "\\boxed" in answer else answer) or None
-    raise ValueError(f"unknown format {format!r}: r1, tags or boxed")
+    if format == "any":
+        tail = response.rsplit("</think>", 1)[-1]
+        tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", tail, re.S)
+        tagged = tagged[-1].strip() if tagged and "\\boxed" not in tagged[-1] else None
+        return tagged or last_box(tail) or last_box(response)
+    raise ValueError(f"unknown format {format!r}: {', '.join(FORMATS)}")
 
 
 # ---------------------------------------------------------------- WORKERS
@@ -167,8 +178,18 @@ class Grader:
         rewards = [pairs.get(pair, 0.0) for pair in zip(answers, golds, strict=True)]
         return Scores(rewards, answers, kills, sum(not readable[gold] for gold in golds))
 
+    def right_answers(self, responses: list[str], golds: list, scores: Scores) -> list[bool]:
+        """Which answers are right, whatever the format: beside `scores`, the responses' own, it
+        grades only those whose format is wrong."""
+        right = [reward > 0 for reward in scores.rewards]
+        lost = [i for i, answer in enumerate(scores.answers) if answer is None]
+        again = self.score([responses[i] for i in lost], [golds[i] for i in lost], "any")
+        for i, reward in zip(lost, again.rewards, strict=True):
+            right[i] = reward > 0
+        return right
+
     def _grade(self, pairs: dict[tuple, float]) -> int:
-        """Fill in the rewards -> number of gradings that failed (time, memory, error) and stay 0."""
+        """Fill in the rewards -> how many gradings failed (time, memory, error) and stay 0."""
         waiting, kills = list(pairs)[::-1], 0
         while waiting or any(worker.pair for worker in self.workers):
             for worker in self.workers:

@@ -12,7 +12,8 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 - A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer
   log-probs (`check_gap`) after the first sync and on every resume.
 - vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before
-`make_engine`."""
+  `make_engine`.
+"""
 
 import logging
 import os
@@ -385,7 +386,7 @@ def check_gap(
     rounding: then the weights did not arrive, or temperature or chat template differ, and every
     importance ratio would be wrong."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
-    limit = 1e-4 if dtype == "float32" else 0.05
+    limit = gap_limit(dtype)
     if not gap <= limit:
         raise WrongWeights(
             f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average "

@@ -1,8 +1,7 @@
 """The one door of what is not ReMix: losses, replays, samplers of related methods, for comparison.
 
     --loss NAME          a function below, and its entry in LOSSES
-    --replay NAME        functions below, and their record in REPLAYS (buffer.Replay says which
-    four)
+    --replay NAME        functions below, and their record in REPLAYS (the four of buffer.Replay)
     --sampler_lag K      a sampler that has the weights of K steps ago: Lag
     --engine_weight      weights for the engine's own error: rescore
 
@@ -396,7 +395,7 @@ def draw_buffer_matters(
     entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group],
     score: Callable, low: float = 0.25, high: float = 0.75,
 ) -> list[Entry]:  # fmt: skip
-    """ "Buffer Matters" (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes,
+    """Buffer Matters (Wan et al. 2026, arXiv 2602.20722), its reuse: recent middling successes,
     newest first."""
     return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
 

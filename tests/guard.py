@@ -1,6 +1,6 @@
 """The guard of whoever moves things: short runs of remix.py whose every number must stay as it was.
 
-    python tests/guard.py REV            the runs at commit REV (once, kept in cache/guard), then here
+    python tests/guard.py REV            at commit REV (once, kept in cache/guard), then here
     python tests/guard.py REV grpo-hf …  these runs alone
     JOBS=1 python tests/guard.py REV     one at a time (two is the default)
 

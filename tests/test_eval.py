@@ -277,6 +277,65 @@ def test_no_problems_give_no_records(grader):
     assert sample(Oracle(), Characters(), [], grader, "boxed", **options) == []
 
 
+def test_D10_greedy_samples_are_one(grader):
+    engine = Oracle(1.0)
+    metrics, records = evaluated(engine, sums(5), grader, n=16, temperature=0, max_tokens=50)
+    assert engine.calls[0][1] == 1 and [len(r["responses"]) for r in records] == [1] * 5
+    assert metrics["n"] == 1 and not any(k.startswith(("pass@2", "maj")) for k in metrics)
+
+
+# --- right answers, right formats, one problem: D11, D12 ---
+
+
+@pytest.mark.parametrize(
+    "response, format, passes, right, formatted",
+    [
+        (r"\boxed{5}", "r1", 0, 1, 0),  # no </think>
+        (r"so </think> \boxed{5}", "r1", 1, 1, 1),
+        (r"so </think> \boxed{6}", "r1", 0, 0, 1),
+        (r"\boxed{6}", "r1", 0, 0, 0),
+        (r"a </think> b </think> \boxed{5}", "r1", 0, 1, 0),
+        (r"\boxed{5} </think> it is five", "boxed", 0, 1, 0),
+        (r"</think> <answer>5</answer>", "boxed", 0, 1, 0),
+        (r"</think> <answer>\boxed{5}</answer>", "boxed", 1, 1, 1),
+        (r"\boxed{5}", "tags", 0, 1, 0),
+        ("x </think> <answer>5</answer> more", "tags", 0, 1, 0),
+        (r"x </think> <answer>6</answer> \boxed{5", "tags", 0, 0, 0),
+        ("five", "boxed", 0, 0, 0),
+    ],
+)
+def test_D11_answer_and_format_are_told_apart(grader, response, format, passes, right, formatted):
+    problems = [Problem(0, "2+3", "5", [])]
+    record = evaluation.grade(problems, [[response]], grader, format)[0]
+    metrics = summarize([record], grader)
+    found = [metrics[name] for name in ("pass@1", "answer_rate", "format_rate")]
+    assert found == [passes, right, formatted]
+
+
+def test_D11_rates_weigh_problems_as_pass_at_1_does(grader):
+    problems = sums(2)
+    responses = [[r"\boxed{0}"] * 3, [r"</think> \boxed{2}"]]
+    metrics = summarize(evaluation.grade(problems, responses, grader, "r1"), grader)
+    assert (metrics["pass@1"], metrics["answer_rate"], metrics["format_rate"]) == (0.5, 1, 0.5)
+
+
+def test_D11_the_warning_is_only_where_the_format_alone_decides():
+    warning = evaluation.format_warning({"pass@1": 0.0, "answer_rate": 0.8}, "r1")
+    assert "80.0% of the responses have the right answer" in warning and "</think>" in warning
+    for passed, right in ((0.0, 0.0), (0.5, 0.6), (1.0, 1.0)):
+        assert not evaluation.format_warning({"pass@1": passed, "answer_rate": right}, "r1")
+    assert not evaluation.format_warning({"pass@1": 0.0}, "r1")  # of an older file
+
+
+def test_D12_one_problem_has_no_interval(grader):
+    one = [record(["1", "2"], "1")]
+    metrics = summarize(one, grader)
+    assert metrics["pass@1"] == 0.5 and not any(key.endswith("_ci") for key in metrics)
+    assert "nan" not in table({"tiny": metrics})
+    both = table({"aime24": metrics, "math500": summarize(one * 3, grader)})
+    assert "nan" not in both and "–" in both
+
+
 # --- table and average ---
 
 
@@ -316,6 +375,9 @@ def fake(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_text("weights")
+    (tmp_path / "bare").mkdir()  # a model folder without weights
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    (tmp_path / "model.json").mkdir()
     engine = Oracle()
     engine.made = 0
 
@@ -333,6 +395,7 @@ def fake(monkeypatch, tmp_path):
     return engine
 
 
+FIVE = "aime24,amc,math500,minerva,olympiadbench"
 DATA = "--model model --data sums.json --prompt prompt.txt "
 BASE = f"{DATA} --n 4 --chunk 3 --workers 1 --out r/out.json".split()
 
@@ -360,6 +423,7 @@ def test_run_writes_table_json_and_samples(fake, capsys):
     assert fake.options["max_prompt_tokens"] == 3 and fake.options["max_tokens"] == 500
 
 
+@pytest.mark.slow
 def test_same_command_continues_after_a_kill_and_gives_the_same(fake):
     evaluation.main(BASE)
     whole, result = Path("r/out.samples.jsonl").read_text(), Path("r/out.json").read_text()
@@ -430,6 +494,7 @@ def test_prompts_beyond_the_context_count_as_wrong(fake, capsys):
     assert fake.options["max_prompt_tokens"] == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(base, tmp_path):
     """A last chunk smaller than the ranks' share, and one with a rank out of work, are in it."""
     flags = f"--model {base} --data tiny --limit 9 --n 2 --max_tokens 40 --chunk 2 --engine hf"
@@ -457,7 +522,7 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
         ("--model model --limit 0", "--limit 0: must be at least 1"),
         ("--model model --seed 10000000000000", "--seed 10000000000000: is too large"),
         ("--model model --top_p 0", "--top_p 0.0"),
-        ("--model model --temperature 0", "--n 16: with --temperature 0 all are the same; use 1"),
+        (f"{DATA} --temperature 0 --n 16", "--n 16: with --temperature 0 all are the same; use 1"),
         (f"{DATA} --data nosuch.json", "--data nosuch.json: there is no such file"),
         (f"{DATA} --prompt nosuch", "--prompt nosuch: neither"),
         (f"{DATA} --answer_field z", "--answer_field z: no row"),
@@ -466,6 +531,14 @@ def test_two_ranks_write_what_one_writes(base, tmp_path):
         (f"{DATA} --out x.txt", "--out x.txt: must end in .json"),
         ("--samples nosuch.jsonl", "--samples nosuch.jsonl: there is no such file"),
         (f"{DATA} --tensor_parallel 2", "--tensor_parallel 2: does not divide the 1 ranks"),
+        (f"{DATA} --temperature inf", "--temperature inf: must be a number"),
+        (f"{DATA} --top_p nan", "--top_p nan: must be above 0"),
+        (f"{DATA} --data_dir .", "--data_dir .: is for the benchmarks, of which --data sums.json"),
+        (f"{DATA} --data sums.json,", "a name is empty"),
+        (f"{DATA} --out sums.json/x.json", "--out sums.json/x.json: cannot be written there"),
+        (f"{DATA} --out model.json", "--out model.json: exists and is no result"),
+        (f"{DATA} --model bare", "--model bare: the folder holds no weights"),
+        (f"{DATA} --prompt model", "--prompt model: neither"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, argv, message):
@@ -474,6 +547,39 @@ def test_bad_input_is_one_sentence_before_any_model(fake, capsys, monkeypatch, a
     error = refused(capsys, *argv.split())
     assert error.startswith("eval.py: ") and message in error and "\n" not in error
     assert fake.made == 0
+
+
+def test_D10_greedy_needs_no_n(fake, capsys):
+    evaluation.main(f"{DATA} --temperature 0 --workers 1 --out g.json".split())
+    assert [call[1] for call in fake.calls] == [1]
+    assert json.loads(Path("g.json").read_text())["config"]["n"] == 1
+    assert "maj" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", ["my notes", '{"set": "a", "id": 1}', '{"config": {}}\n[1]', "7\n"]
+)
+def test_own_foreign_samples_beside_out_are_refused_and_kept(fake, capsys, line):
+    Path("r").mkdir()
+    Path("r/out.samples.jsonl").write_text(line)
+    error = refused(capsys, *BASE)
+    assert "--out r/out.json: " in error and "\n" not in error
+    assert Path("r/out.samples.jsonl").read_text() == line
+
+
+def test_the_papers_setting_on_the_five_sets_by_one_command(fake, capsys):
+    """DeepScaleR's file names and sizes; the set's own flags, greedy, boxed."""
+    sets = [data.BENCHMARKS[name] for name in FIVE.split(",")]
+    for size, bench in zip((30, 83, 500, 272, 675), sets, strict=True):
+        rows = [{"problem": f"{i}+1", "answer": i + 1, "solution": "long"} for i in range(size)]
+        Path(bench.file).write_text(json.dumps(rows))
+    flags = "--temperature 0 --n 1 --format boxed --max_tokens 64 --limit 4 --out five.json"
+    evaluation.main(f"{DATA} --data {FIVE} --data_dir . {flags} --workers 1".split())
+    result = json.loads(Path("five.json").read_text())
+    assert result["average"]["problems"] == 20 and list(result["sets"]) == FIVE.split(",")
+    out = capsys.readouterr().out
+    head = "| | AIME24 | AMC | MATH500 | Minerva | OlympiadBench | Avg. |"
+    assert head in "\n".join(" ".join(line.split()) for line in out.splitlines())
 
 
 def test_unknown_and_abbreviated_flags_are_errors(fake, capsys):
@@ -518,6 +624,9 @@ def test_own_samples_grade_to_the_same_numbers(fake):
         ([{"id": 0, "text": "x"}], 'row 1 has no text in "response" or "responses"'),
         ([{"response": "x"}], "row 1 does not say its problem"),
         ([{"id": i, "response": None} for i in range(10)], "row 1 has no text"),
+        ([{"id": [0], "response": "x"}], 'row 1 has a list where "id" or "set" is one value'),
+        ([{"id": 0, "set": {}, "response": "x"}], 'row 1 has a list where "id" or "set" is one'),
+        ([{"id": 0, "response": "x", "finished": True}], 'one value where "finished" is a list'),
     ],
 )
 def test_bad_samples(fake, capsys, rows, message):
@@ -542,6 +651,23 @@ def test_an_unreadable_samples_file_or_foreign_out_is_one_sentence(fake, capsys)
     assert "--out s.json: exists and is no result" in refused(capsys, *command)
 
 
+def test_D11_right_boxes_without_think_are_warned_of(fake, capsys):
+    rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(10)]
+    evaluation.main([*samples(rows), "--format", "r1"])
+    metrics = json.loads(Path("s.json").read_text())["sets"]["sums.json"]
+    found = [metrics[name] for name in ("pass@1", "answer_rate", "format_rate")]
+    assert found == [0, 1, 0]
+    lines = " ".join(capsys.readouterr().out.split())
+    assert "sums.json: warning: the format decides: 100.0% of the responses" in lines
+    assert "| answer right [%] | 100.00 |" in lines and "| format right [%] | 0.00 |" in lines
+
+
+def test_D4_half_a_character_in_a_response_is_graded(fake):
+    rows = [{"id": i, "response": f"\ud800 \\boxed{{{2 * i}}}"} for i in range(10)]
+    evaluation.main(samples(rows))
+    assert json.loads(Path("s.json").read_text())["sets"]["sums.json"]["pass@1"] == 1
+
+
 def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
     rows = [{"id": i, "response": f"\\boxed{{{2 * i}}}"} for i in range(12)]
     rows.append({"problem": "?", "response": "x"})
@@ -553,6 +679,7 @@ def test_strange_rows_are_left_out_with_a_warning(fake, capsys):
 # --- the real thing: a model, an engine, SIGKILL ---
 
 
+@pytest.mark.slow
 def test_real_entry_point_survives_sigkill(tmp_path):
     """A random model through the hf engine; killed in between, the same command completes it."""
     torch = pytest.importorskip("torch")

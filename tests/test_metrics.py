@@ -7,6 +7,7 @@ import pytest
 from test_loss import EPS, close, float64, log_probs, mix_ppg_numpy, tensor  # noqa: F401
 
 import metrics
+from config import Config
 from parallel import Batch
 
 
@@ -52,3 +53,19 @@ def test_ratio_by_quarter_against_a_loop():
         for t in range(n):
             expected[t * 4 // n] += 1, math.exp(logp[b, t] - logp_b[b, t])
     close(metrics.ratio_by_quarter(logp, logp_b, mask), expected)
+
+
+def test_one_problem_has_no_interval_and_what_is_undefined_is_left_out(group, tmp_path, capsys):
+    """The line on the screen and the one in the file."""
+    log = metrics.Log(Config(out=str(tmp_path), steps=3), 0, "cpu")
+    log.start(1)
+    counts = dict(step=1, reward=0.5, response_length=7.0, rollouts=4, grader_kills=2)
+    log.write(counts | {"eval/pass@1": 1.0, "eval/pass@1_ci": math.nan})
+    log.write(dict(step=0) | {"eval/pass@1": 0.25, "eval/response_length": 3.0})
+    log.bar.close()
+    rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert rows == [counts | {"eval/pass@1": 1.0}, {"step": 0, "eval/pass@1": 0.25,
+                                                    "eval/response_length": 3.0}]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "pass@1 100.0%  2 gradings killed" in said
+    assert "base model: pass@1 25.0%, 3 tokens a response" in said

@@ -18,6 +18,8 @@ import siblings
 from data import load_problems
 from siblings import LOSSES, REPLAYS
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--data tiny --prompt plain --max_prompt_tokens 64 --max_tokens 48 --algo grpo --group_size 4 "
     "--prompts_per_step 8 --mini_batch 4 --lr 1e-3 --critic_lr 1e-2 --eval_every 0 "

@@ -13,7 +13,8 @@ from model import Policy, full_weights, load_model
 from parallel import collate
 from tiny import embedded_problems
 
-both = pytest.mark.parametrize("kind", ["vllm", "hf"])
+VLLM = pytest.param("vllm", marks=pytest.mark.slow)
+both = pytest.mark.parametrize("kind", [VLLM, "hf"])
 LIMIT = 64
 
 

@@ -328,3 +328,14 @@ def test_flags(monkeypatch, capsys, tmp_path):
     run("--out", str(tmp_path / "m"), "--steps", "2", "--batch_size", "4")
     assert capsys.readouterr().out.strip() == str(tmp_path / "m")
     assert (tmp_path / "m" / "config.json").is_file()
+
+
+def test_the_base_model_of_the_evidence_came_with_the_code():
+    """The recipe's; another processor would make a slightly different one of the same settings."""
+    from config import RECIPES
+
+    settings = bm.named(RECIPES["tiny"]["both"]["model"])
+    folder = Path(bm.make_base_model(settings=settings, quiet=True))
+    assert folder == REPO / "models" / "tiny-ab3c3ed703"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.num_parameters() == 184_768 and settings.mending == 0
