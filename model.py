@@ -235,10 +235,15 @@ def load_model(
         if whole:
             if attention != "sdpa":  # read on a CPU, which has no flash attention
                 options["attn_implementation"] = "eager"
-            lm = AutoModelForCausalLM.from_pretrained(name, **options)
+            lm = read_model(name, **options)
         else:
             lm = AutoModelForCausalLM.from_config(**options)
         if checkpointing and not frozen:
+            if not lm.supports_gradient_checkpointing:
+                raise ValueError(
+                    f"--gradient_checkpointing: transformers has none for {name}, of the type "
+                    f"{lm.config.model_type!r}; use --no_gradient_checkpointing"
+                )
             recompute = dict(use_reentrant=False)
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
         model = Policy(lm, temperature) if kind is Policy else Critic(lm)
@@ -250,9 +255,14 @@ def load_model(
     plain = (
         device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1)
     )
-    source = build(whole=True) if plain or dist.get_rank() == 0 else None
-    if kind is Policy and not frozen:  # the others are of the same family
-        parallel.on_every_rank(check_policy, source, name, attention)
+
+    def read() -> nn.Module | None:
+        source = build(whole=True) if plain or dist.get_rank() == 0 else None
+        if source and kind is Policy and not frozen:  # the others are of the same family
+            check_policy(source, name, attention)
+        return source
+
+    source = parallel.on_every_rank(read)
     if plain:
         return source
     with torch.device("meta"):  # shapes without memory
@@ -301,14 +311,28 @@ def model_options(name: str, attention: str = "sdpa") -> dict:
     return dict(config=config, attn_implementation=attention)
 
 
+def read_model(name: str, **options) -> nn.Module:
+    """The language model from a folder or hub name. ValueError in one sentence where it cannot be
+    read, or where its files lack a weight: transformers would fill it at random, with a warning."""
+    try:
+        lm, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    except Exception as error:  # transformers raises many kinds; the user needs the sentence
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"--model {name}: cannot be read ({reason}); take another") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"--model {name}: its files lack {missing[0]} ({len(missing)} weights in all), so they "
+            "are not those of a whole language model; take another"
+        )
+    return lm
+
+
 @torch.no_grad()
-def check_policy(policy: Policy | None, name: str, attention: str) -> None:
+def check_policy(policy: Policy, name: str, attention: str) -> None:
     """ValueError unless the policy's log-probs, padded and in the mode of training, are those of
     the model's own logits, a row at a time, by eager attention. This finds a step behind the trunk
     that `output_function` does not know, attention that SDPA computes otherwise or that looks to
-    the right, and noise. None: on the other ranks."""
-    if policy is None:
-        return
+    the right, and noise."""
     lm, trained = policy.lm, policy.training
     used, text = lm.config._attn_implementation, lm.config.get_text_config()
     draw = torch.Generator().manual_seed(0)

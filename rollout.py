@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 
 from buffer import Response
 from data import stop_tokens
-from model import checkpoint_format, model_options
+from model import checkpoint_format, model_options, read_model
 from parallel import become_a_rank, frozen_pass
 
 
@@ -237,11 +237,35 @@ class HFEngine:
     def __init__(self, model: str, dtype: str, tokens: int = 2**18):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = dict(dtype=getattr(torch, dtype)) | model_options(model)
-        self.lm = AutoModelForCausalLM.from_pretrained(model, **options).eval().to(device)
+        self.lm = read_model(model, **options).eval().to(device)
         # Bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
         self.tokens = tokens
         self.eos = stop_tokens(AutoTokenizer.from_pretrained(model))
         self.pad = self.eos[0] if self.eos else 0
+        self.check(model, dtype)
+
+    @torch.no_grad()
+    def check(self, name: str, dtype: str) -> None:
+        """ValueError unless padding and cache leave a row's log-probs as they are without both.
+        Families that count positions themselves or keep a recurrent state may fail that."""
+        what = f"--engine hf: transformers cannot sample {name}, of the type "
+        what += f"{self.lm.config.model_type!r}, in batches"
+        draw = torch.Generator().manual_seed(0)
+        size = min(1000, self.lm.config.get_text_config().vocab_size)
+        long, short = (torch.randint(size, (n,), generator=draw).tolist() for n in (24, 5))
+        try:
+            _, (tokens, logp, _) = self.decode([long, short], [0, 1], 1.0, 1.0, 8)
+            ids = torch.tensor([short + tokens], device=self.lm.device)
+            alone = self.lm(input_ids=ids, use_cache=False).logits[0, len(short) - 1 : -1].float()
+        except Exception as error:  # a family may fail in any way; the user needs the sentence
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{what} ({reason}); use --engine vllm, or take another") from error
+        alone = torch.log_softmax(alone, -1).cpu()[range(len(tokens)), tokens]
+        gap = (alone - torch.tensor(logp)).abs().median().item()
+        if not gap <= 5 * gap_limit(dtype):
+            raise ValueError(
+                f"{what} (log-probs are {gap:.2g} nats off); use --engine vllm, or take another"
+            )
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         own = self.lm.state_dict()
@@ -391,6 +415,6 @@ def check_gap(
         raise WrongWeights(
             f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average "
             f"(limit {limit} in {dtype}): the weight sync failed or they do not compute the same "
-            "distribution; try --engine hf"
+            "distribution; try the other --engine"
         )
     return gap

@@ -181,7 +181,9 @@ def critic(folder: str) -> float:
         values = flat(rows, net(collate(rows)))
         states = []
         for r in rows:
-            out = lm(torch.tensor([r.prompt + r.tokens]), output_hidden_states=True)
+            out = lm(
+                torch.tensor([r.prompt + r.tokens]), output_hidden_states=True, use_cache=False
+            )
             states.append(out.hidden_states[-1][0, len(r.prompt) - 1 : -1])
         errors.append((values - (torch.cat(states) @ head.T)[:, 0]).abs().mean().item())
         assert values.dtype == torch.float32 and values.std() > 0.1

@@ -134,6 +134,7 @@ def test_no_causal_model_and_no_end_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match="'t5' transformers has no causal language model"):
         check_model(str(tmp_path), tokenizer, 10)
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
+    transformers.Qwen2Config(eos_token_id=None).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no token ends a response"):
         check_model(str(tmp_path), endless, 10)
 
