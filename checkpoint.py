@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from buffer import Buffer
@@ -212,14 +212,19 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
     rank = dist.get_rank()
     # all ranks gather
     weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
-    if policy.lm.config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
+    for name in policy.lm.all_tied_weights_keys:
+        weights.pop(name, None)
     partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
 
     def write() -> None:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        policy.lm.save_pretrained(partial, state_dict=weights)
+        lm = policy.lm
+        settings, lm.generation_config = lm.generation_config, GenerationConfig()
+        lm.save_pretrained(partial, state_dict=weights)
+        # By hand: it refuses settings that contradict each other, and published models have them
+        settings.to_json_file(partial / "generation_config.json")
+        lm.generation_config = settings
         tokenizer.save_pretrained(partial)
         os.umask(umask := os.umask(0))
         for path in partial.iterdir():  # safetensors writes for its owner alone, whatever is usual

@@ -25,11 +25,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jinja2
 
 import reward
 from reward import Gold
@@ -148,13 +151,36 @@ def render(problem: str, prompt: Prompt, tokenizer) -> str:
     text = prompt.template.replace("{problem}", problem)  # no str.format: \boxed{} has braces
     if not prompt.chat:
         return text
-    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    messages.append({"role": "user", "content": text})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def chat(**said: str) -> str:
+        messages = [dict(role=role, content=content) for role, content in said.items()]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    user, text = text, ""
+    if prompt.system:
+        with suppress(jinja2.TemplateError, TypeError):  # Gemma's says that there is no such role
+            text = chat(system=prompt.system, user=user)
+    if not text or prompt.system not in text:  # others drop it without a word
+        text = chat(user=f"{prompt.system}\n\n{user}" if prompt.system else user)
     if prompt.think:  # the newer R1 tokenizers open <think> themselves
         text = text.rstrip() if text.rstrip().endswith("<think>") else text + "<think>"
         text += "\n"
     return text
+
+
+def check_template(name: str, prompt: Prompt, tokenizer) -> None:
+    """ValueError if the tokenizer's chat template cannot say a problem. name: --prompt."""
+    fault, probe = "", "What is 17 + 25?"
+    if not tokenizer.chat_template:
+        fault = "this model's tokenizer has no chat template"
+    else:
+        try:
+            if probe not in render(probe, prompt, tokenizer):  # it wants lists of text and images
+                fault = "the chat template of this model's tokenizer leaves the problem out"
+        except Exception as error:  # jinja's, and Python's from inside of a template
+            fault = f"the chat template of this model's tokenizer fails ({_reason(error)})"
+    if fault:
+        raise ValueError(f"--prompt {name}: {fault}; use --prompt tinyzero or a FILE.")
 
 
 def encode(problem: str, prompt: Prompt, tokenizer) -> list[int]:
@@ -163,7 +189,10 @@ def encode(problem: str, prompt: Prompt, tokenizer) -> list[int]:
     # A chat template writes its own special tokens; with the tokenizer's the first would be double
     bos = tokenizer.bos_token
     special = not prompt.chat and not (bos and text.startswith(bos))
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special and ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token):
+        ids.pop()  # some tokenizers end every text: the response would follow its own end
+    return ids
 
 
 def model_folder(name: str) -> str:
@@ -188,6 +217,11 @@ def load_tokenizer(model: str):
     from transformers import AutoConfig, AutoTokenizer
 
     local = model.startswith(("/", ".", "~")) or model.count("/") > 1 or Path(model).exists()
+    if Path(model, "adapter_config.json").is_file():
+        raise ValueError(
+            f"--model {model}: is an adapter (adapter_config.json), no whole model; merge it into "
+            "its base model first (peft: merge_and_unload, save_pretrained)."
+        )
     if local and not Path(model, "config.json").is_file():
         raise ValueError(
             f"--model {model}: there is no model folder (with a config.json); "
@@ -200,14 +234,134 @@ def load_tokenizer(model: str):
         if local:
             what, remedy = "its config or tokenizer cannot be read", "mend the folder"
         raise ValueError(f"--model {model}: {what} ({_reason(error)}); {remedy}.") from error
-    return tokenizer, getattr(config, "max_position_embeddings", None)
+    return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+@cache
+def _model_eos(model: str) -> list[int]:
+    """eos by a model's generation_config, or by its config where it has none."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(model).eos_token_id
+    except (OSError, ValueError):
+        try:
+            eos = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model)).eos_token_id
+        except (OSError, ValueError):  # a tokenizer without a model
+            eos = None
+    return eos if isinstance(eos, list) else [eos]
+
+
+def stop_tokens(tokenizer) -> list[int]:
+    """The tokens that end a response, as vLLM has it: the model's (Llama 3 has three) and the
+    tokenizer's."""
+    ends = [*_model_eos(getattr(tokenizer, "name_or_path", "")), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(ends) if token is not None]
+
+
+def check_model(model: str, tokenizer, tokens: int | None) -> None:
+    """ValueError for a model that cannot be used here, as its configuration alone tells. tokens:
+    the longest prompt and response together; None: it only samples."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    what, text = f"--model {model}: of the type {config.model_type!r}", config.get_text_config()
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{what} transformers has no causal language model; take another")
+    if config.is_encoder_decoder:
+        raise ValueError(f"{what}, an encoder with a decoder; take a causal language model")
+    saved = (config.architectures or ["ForCausalLM"])[0]
+    if saved.endswith(("Classification", "QuestionAnswering", "MultipleChoice", "MaskedLM")):
+        raise ValueError(
+            f"--model {model}: was saved as {saved}, whose head is not over tokens; take the "
+            "language model that it was made from"
+        )
+    if not any(token < text.vocab_size for token in stop_tokens(tokenizer)):
+        raise ValueError(
+            f"--model {model}: no token ends a response, neither by its tokenizer nor by its "
+            f"generation_config.json (below its vocabulary of {text.vocab_size}); set eos_token_id "
+            "there"
+        )
+    if tokens is None:
+        return
+    if quantized := getattr(config, "quantization_config", None):
+        quantized = quantized if isinstance(quantized, dict) else vars(quantized)
+        raise ValueError(
+            f"--model {model}: its weights are quantized ({quantized.get('quant_method')}), which "
+            "cannot be trained; take the model as it was before"
+        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *(x for x in rope.values() if isinstance(x, dict))):  # by kind of layer
+        if part.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        usual = getattr(text, "original_max_position_embeddings", text.max_position_embeddings)
+        limit = part.get("original_max_position_embeddings") or usual
+        if tokens > limit:  # other angles for the whole micro-batch, by its longest row
+            raise ValueError(
+                f"--max_tokens: with the prompt {tokens} tokens, and beyond {limit} a log-prob of "
+                f"{model} depends on the other responses of its batch ({part['rope_type']} "
+                "positions); lower --max_prompt_tokens, --max_tokens or --eval_max_tokens"
+            )
 
 
 def check_weights(model: str) -> None:
-    """ValueError for a local folder that has none: engine and trainer would find out much later."""
+    """ValueError for a local folder whose weights are not there, or not whole: engine and trainer
+    would find out much later."""
     folder = Path(model)
-    if folder.is_dir() and not any(any(folder.glob(name)) for name in ("*.safetensors", "*.bin")):
-        raise ValueError(f"--model {model}: the folder holds no weights (*.safetensors); add them.")
+    if not folder.is_dir():
+        return
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
+        files, index = [folder / name], folder / f"{name}.index.json"
+        if index.is_file() and not files[0].is_file():
+            try:
+                names = {*json.loads(index.read_text())["weight_map"].values()}
+                files = [folder / file for file in names]
+            except (ValueError, LookupError, AttributeError) as error:
+                raise ValueError(
+                    f"--model {model}: {index.name} cannot be read ({_reason(error)}); get it anew."
+                ) from error
+        elif not files[0].is_file():
+            continue
+        for file in sorted(files):
+            if not file.is_file():
+                fault = f"of its weights {file.name} is missing"
+            elif file.open("rb").read(20) == b"version https://git-":
+                fault = f"{file.name} is a pointer of git-lfs in the place of weights"
+            elif name.endswith("safetensors") and not _whole(file):
+                fault = f"{file.name} is cut off, or no safetensors file"
+            else:
+                continue
+            raise ValueError(f"--model {model}: {fault}; get it anew.")
+        return
+    raise ValueError(
+        f"--model {model}: the folder holds no weights (model.safetensors, pytorch_model.bin, or "
+        "their index); add them."
+    )
+
+
+def _whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its head says."""
+    with file.open("rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        try:
+            head = json.loads(f.read(min(size, 10**8)))
+            ends = [entry["data_offsets"][1] for key, entry in head.items() if key[:2] != "__"]
+        except (ValueError, LookupError, AttributeError, TypeError):
+            return False
+    return file.stat().st_size == 8 + size + max(ends, default=0)
+
+
+def check_ids(model: str, problems: list[Problem]) -> None:
+    """ValueError where a prompt has a token that the model has no embedding for: the tokenizer
+    got tokens that the model did not, or is of another model."""
+    from transformers import AutoConfig
+
+    most = max(max(p.prompt_ids, default=0) for p in problems)
+    if most >= (size := AutoConfig.from_pretrained(model).get_text_config().vocab_size):
+        raise ValueError(
+            f"--model {model}: its tokenizer writes the token {most}, but its vocabulary has "
+            f"{size}; take the tokenizer that belongs to it."
+        )
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -556,11 +710,8 @@ def load_problems(
     one sentence with the flag named, when nothing usable comes out.
     """
     template = get_prompt(prompt, tokenizer)
-    if tokenizer is not None and template.chat and not tokenizer.chat_template:
-        raise ValueError(
-            f"--prompt {prompt}: this model's tokenizer has no chat template; "
-            "use --prompt tinyzero or a FILE."
-        )
+    if tokenizer is not None and template.chat:
+        check_template(prompt, template, tokenizer)
     names = ("rows", "no_answer", "unparsable", "duplicates", "too_long", "kept")
     counts = dict.fromkeys(names, 0)
     fields: dict[str, str] = {}
@@ -626,6 +777,8 @@ def load_run(cfg) -> tuple:
                 f"that is more than the {context} tokens of context of {cfg.model}; lower one of "
                 "them"
             )
+    longest = cfg.max_prompt_tokens + max(cfg.max_tokens, cfg.eval_max_tokens)
+    check_model(model_path, tokenizer, longest)
     options = dict(
         prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens,
         problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None,
@@ -642,6 +795,7 @@ def load_run(cfg) -> tuple:
             eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **options
         )
         lines.append(f"eval:  {describe(counts)}")
+    check_ids(model_path, problems + eval_problems)
     lines += show(problems[0], cfg.prompt, cfg.format, tokenizer)
     return model_path, tokenizer, problems, eval_problems, lines
 

@@ -36,6 +36,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -122,9 +123,9 @@ def _merge_votes(record: dict, grader) -> list[int]:
 
 
 def decode(tokenizer, tokens: list[int]) -> str:
-    """Text of a response without its final eos, with other special tokens: </think> may be one."""
-    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)  # Qwen's second eos is its pad
-    if tokens and tokens[-1] in ends:
+    """Text of a response without the token that ended it, with other special tokens: </think> may
+    be one."""
+    if tokens and tokens[-1] in data.stop_tokens(tokenizer):
         tokens = tokens[:-1]
     return tokenizer.decode(tokens, skip_special_tokens=False)
 
@@ -312,6 +313,13 @@ def check_args(args) -> None:
             raise ValueError(f"--{name}{'' if value is None else f' {value}'}: {sentence}.")
 
 
+def refuse(error: ValueError) -> NoReturn:
+    """End with one sentence, on rank 0, and status 2."""
+    if ranks()[0] == 0:
+        print(f"eval.py: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 def load(args) -> tuple:
     """-> tokenizer, context in tokens or None, problems by set name; fills in open flags of `args`.
 
@@ -336,7 +344,11 @@ def load(args) -> tuple:
         if not args.samples:
             data.check_weights(args.model)
         tokenizer, context = load_tokenizer(args.model)
+        if not args.samples:
+            data.check_model(args.model, tokenizer, None)
     sets = load_sets(args, None if args.samples else tokenizer)
+    if not args.samples:
+        data.check_ids(args.model, [p for problems in sets.values() for p in problems])
     args.format = args.format or data.get_prompt(args.prompt).format
     if not args.samples:
         if args.max_tokens is None:
@@ -559,15 +571,18 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
             return records
         import rollout  # torch and vLLM: not before there is something to sample
 
-        engine = rollout.make_engine(
-            args.engine,
-            args.model,
-            max_prompt_tokens=max(len(p.prompt_ids) for _, p in todo),
-            max_tokens=args.max_tokens,
-            dtype=args.dtype,
-            gpu_memory=0.9,
-            tensor_parallel=args.tensor_parallel,
-        )
+        try:
+            engine = rollout.make_engine(
+                args.engine,
+                args.model,
+                max_prompt_tokens=max(len(p.prompt_ids) for _, p in todo),
+                max_tokens=args.max_tokens,
+                dtype=args.dtype,
+                gpu_memory=0.9,
+                tensor_parallel=args.tensor_parallel,
+            )
+        except ValueError as error:  # a model that the engine does not run
+            refuse(error)
         names = ("n", "temperature", "top_p", "max_tokens", "seed")
         options = {name: getattr(args, name) for name in names}
         mine, engines = rank // args.tensor_parallel, world // args.tensor_parallel
@@ -652,9 +667,7 @@ def main(argv: list[str] | None = None) -> None:
         check_out(args.out, config)
         known = read_samples(args.samples, sets) if args.samples else read_partial(args.out, config)
     except ValueError as error:
-        if rank == 0:
-            print(f"eval.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(error)
     with reward.Grader(workers=args.workers) as grader:
         if args.samples:
             records = grade_samples(sets, *known, tokenizer, grader, args.format)

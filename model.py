@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 import parallel
 from parallel import Batch
@@ -35,7 +37,8 @@ class Anchor(NamedTuple):
 
 class TokenTerms(torch.autograd.Function):
     """Log-prob of the label, entropy, and the exact KL to each anchor, (N,) each, with gradients,
-    of p = softmax(logits / temperature), logits = rows weight^T + bias.
+    of p = softmax(logits / temperature), logits = rows weight^T + bias, and where the model has a
+    cap: cap tanh(logits / cap). A scale of the logits is a part of the temperature.
 
     rows (N, H), weight (V, H), bias (V,) or None, labels (N,) -> logp, H, KL_1, KL_2, ... float32.
     The logits (N, V) never exist as a whole: a buffer holds those of a chunk of rows, as the head's
@@ -45,15 +48,19 @@ class TokenTerms(torch.autograd.Function):
         d logp / d logits = (onehot(label) - p) / temperature
         d H    / d logits = -p (log p + H) / temperature
         d KL_a / d logits =  p (log p - log q_a - KL_a) / temperature
+    and with a cap each times its slope, 1 - tanh^2(logits / cap).
     """
 
     @staticmethod
-    def forward(ctx, rows, weight, bias, labels, temperature: float, anchors: tuple[Anchor, ...]):
+    def forward(
+        ctx, rows, weight, bias, labels, temperature: float, anchors: tuple[Anchor, ...],
+        cap: float | None = None,
+    ):  # fmt: skip
         heads = [(rows, weight, bias), *anchors]
         chunk = min(max(1, LOGITS_PER_CHUNK // (len(weight) * len(heads))), max(1, len(rows)))
         per_part = LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART
         ctx.part = max(1, per_part // len(weight))
-        ctx.temperature, ctx.anchors, ctx.chunk = temperature, anchors, chunk
+        ctx.temperature, ctx.anchors, ctx.chunk, ctx.cap = temperature, anchors, chunk, cap
         ctx.buffers = [rows.new_empty(chunk, len(weight)) for _ in heads]
         exact = torch.promote_types(rows.dtype, torch.float32)
         terms = rows.new_zeros(2 + len(anchors), len(rows), dtype=exact)
@@ -62,12 +69,12 @@ class TokenTerms(torch.autograd.Function):
             logits = chunk_logits(heads, at, ctx.buffers)
             for row in parts(ctx.part, *logits, labels[at], *terms[:, at]):
                 (z, *others), (y, logp, H, *kls) = row[: len(heads)], row[len(heads) :]
-                log_p = log_softmax(z, temperature)
+                log_p = log_softmax(z, temperature, cap)
                 logp.copy_(log_p.gather(-1, y[:, None]).squeeze(-1))
                 p = torch.exp(log_p)
                 H.copy_(-(p * log_p).sum(-1))
                 for kl, other in zip(kls, others, strict=True):
-                    kl.copy_((p * (log_p - log_softmax(other, temperature))).sum(-1))
+                    kl.copy_((p * (log_p - log_softmax(other, temperature, cap))).sum(-1))
         logp, *kept = terms.unbind()
         ctx.save_for_backward(rows, weight, bias, labels, *kept)
         return logp, *kept
@@ -75,8 +82,10 @@ class TokenTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logp: Tensor, *d_terms: Tensor):
         rows, weight, bias, labels, *terms = ctx.saved_tensors
-        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight)
-        d_bias = None if bias is None else torch.zeros_like(bias)
+        # Sums over the chunks: in bfloat16 they would be the worse the more chunks there are
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=exact)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
         heads = [(rows, weight, bias), *ctx.anchors]
         buffers, ctx.buffers = ctx.buffers, None  # a second backward must not take them for logits
         there = buffers is not None
@@ -93,17 +102,23 @@ class TokenTerms(torch.autograd.Function):
             for row in parts(ctx.part, *logits, *by_row):
                 (z, *others), (y, dl) = row[:n], row[n : n + 2]
                 (H, *kls), (dh, *d_kls) = row[n + 2 : 2 * n + 2], row[2 * n + 2 :]
-                log_p = log_softmax(z, ctx.temperature)
+                log_p = log_softmax(z, ctx.temperature, ctx.cap)
                 of_p = dl + dh * (log_p + H)
                 for other, kl, dk in zip(others, kls, d_kls, strict=True):
-                    of_p -= dk * (log_p - log_softmax(other, ctx.temperature) - kl)
+                    of_p -= dk * (log_p - log_softmax(other, ctx.temperature, ctx.cap) - kl)
                 d = -torch.exp(log_p) * of_p
-                z.copy_(d.scatter_add_(-1, y, dl).div_(ctx.temperature))
+                d.scatter_add_(-1, y, dl).div_(ctx.temperature)
+                if ctx.cap:
+                    d *= 1 - torch.tanh(z.to(d.dtype) / ctx.cap).square()
+                z.copy_(d)
             torch.mm(logits[0], weight, out=d_rows[at])
-            d_weight.addmm_(logits[0].T, rows[at])
+            if weight.dtype == exact:
+                d_weight.addmm_(logits[0].T, rows[at])
+            else:
+                d_weight += logits[0].T @ rows[at]
             if bias is not None:
-                d_bias += logits[0].sum(0)
-        return d_rows, d_weight, d_bias, None, None, None
+                d_bias += logits[0].sum(0, dtype=exact)
+        return d_rows, d_weight, d_bias, None, None, None, None
 
 
 def parts(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -111,10 +126,12 @@ def parts(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     return zip(*(t.split(size) for t in tensors), strict=True)
 
 
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def log_softmax(logits: Tensor, temperature: float, cap: float | None = None) -> Tensor:
     """(n, V) -> (n, V), at least in float32."""
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits.to(exact) / temperature, dim=-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    return torch.log_softmax(logits / temperature, dim=-1)
 
 
 def chunk_logits(heads: list[tuple], at: slice, buffers: list[Tensor]) -> list[Tensor]:
@@ -155,7 +172,8 @@ class Policy(nn.Module):
 
     def __init__(self, lm: nn.Module, temperature: float):
         super().__init__()
-        self.lm, self.temperature = lm, temperature
+        self.lm, (scale, cap) = lm, output_function(lm.config)
+        self.temperature, self.cap = temperature / scale, cap and cap / scale
 
     def forward(self, x: Batch, heads: dict[str, tuple] | None = None, states: bool = False):
         """-> logp, entropy (B, T) of the response tokens, float32 nats, 0 where the mask is; and
@@ -163,7 +181,7 @@ class Policy(nn.Module):
         (`whole_head`). states: their last hidden states instead, (B, T, H), which is what x.anchors
         then wants.
         """
-        hidden = hidden_states(self.lm.base_model, x)  # (B, L, H)
+        hidden = hidden_states(self.lm.get_decoder(), x)  # (B, L, H)
         where = x.mask.nonzero(as_tuple=True)
         # (N, H): only response tokens pass through the head
         rows = hidden[where[0], x.index[where]]
@@ -175,19 +193,22 @@ class Policy(nn.Module):
         )
         head = self.lm.get_output_embeddings()
         labels = x.labels[where]
-        terms = TokenTerms.apply(rows, head.weight, head.bias, labels, self.temperature, anchors)
+        terms = TokenTerms.apply(
+            rows, head.weight, head.bias, labels, self.temperature, anchors, self.cap
+        )
         logp, H, *kl = (term.new_zeros(x.mask.shape).index_put(where, term) for term in terms)
         return logp, H, dict(zip(heads or (), kl, strict=True))
 
 
 class Critic(nn.Module):
-    """V(prefix) before each response token: the model's trunk and a linear head that starts at
-    0."""
+    """V(prefix) before each response token: the language model's own trunk (of a multimodal one the
+    part that reads text) and a linear head that starts at 0, always in float32: in bfloat16 V
+    would move in steps of 0.004."""
 
-    def __init__(self, trunk: nn.Module):
+    def __init__(self, lm: nn.Module):
         super().__init__()
-        self.trunk = trunk
-        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
+        self.trunk = lm.get_decoder()
+        self.head = nn.Linear(lm.get_output_embeddings().weight.shape[1], 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -195,7 +216,7 @@ class Critic(nn.Module):
         """-> values (B, T) float32, 0 where the mask is."""
         hidden = hidden_states(self.trunk, x)  # (B, L, H)
         hidden = hidden.gather(1, x.index[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.head(hidden).squeeze(-1).float() * x.mask
+        return self.head(hidden.float().flatten(0, 1)).view_as(x.mask) * x.mask
 
 
 def load_model(
@@ -204,29 +225,162 @@ def load_model(
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in
     `dtype`; frozen ones are stored in `dtype`. Rank 0 alone reads the weights where they are
-    sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module."""
+    sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module.
+    ValueError, on every rank, if ReMix does not compute what the model does."""
     compute = getattr(torch, dtype)
-    auto = AutoModelForCausalLM if kind is Policy else AutoModel
-    options = dict(dtype=compute if frozen else torch.float32, attn_implementation=attention)
+    dtypes = dict(dtype=compute if frozen else torch.float32)
 
     def build(whole: bool) -> nn.Module:
+        options = dtypes | model_options(name, attention)
         if whole:
-            net = auto.from_pretrained(name, **options)
+            if attention != "sdpa":  # read on a CPU, which has no flash attention
+                options["attn_implementation"] = "eager"
+            lm = read_model(name, **options)
         else:
-            net = auto.from_config(AutoConfig.from_pretrained(name), **options)
+            lm = AutoModelForCausalLM.from_config(**options)
         if checkpointing and not frozen:
+            if not lm.supports_gradient_checkpointing:
+                raise ValueError(
+                    f"--gradient_checkpointing: transformers has none for {name}, of the type "
+                    f"{lm.config.model_type!r}; use --no_gradient_checkpointing"
+                )
             recompute = dict(use_reentrant=False)
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
-        model = Policy(net, temperature) if kind is Policy else Critic(net)
-        return model.train(not frozen).requires_grad_(not frozen)
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        model = Policy(lm, temperature) if kind is Policy else Critic(lm)
+        model.train(not frozen).requires_grad_(False)
+        for part in (lm.get_decoder(), lm.get_output_embeddings()) if kind is Policy else [model]:
+            part.requires_grad_(not frozen)  # all but the vision tower of a multimodal model
+        return model
 
-    if device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1):
-        return build(whole=True)
-    source = build(whole=True) if dist.get_rank() == 0 else None
+    plain = (
+        device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1)
+    )
+
+    def read() -> nn.Module | None:
+        source = build(whole=True) if plain or dist.get_rank() == 0 else None
+        if source and kind is Policy and not frozen:  # the others are of the same family
+            check_policy(source, name, attention)
+        return source
+
+    source = parallel.on_every_rank(read)
+    if plain:
+        return source
     with torch.device("meta"):  # shapes without memory
         model = build(whole=False)
-    layers = (model.lm if kind is Policy else model.trunk).base_model.layers
-    return parallel.shard(model, layers, source, device, compute, shard)
+    exact = [model.head] if kind is Critic else []
+    parallel.shard(model, blocks(model), exact, source, device, compute, shard)
+    if source and kind is Policy:  # what an export needs, and a configuration alone does not have
+        for kept in ("generation_config", "_weight_conversions"):
+            setattr(model.lm, kept, getattr(source.lm, kept, None))
+    return model
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers itself never splits over devices, inner ones first."""
+    lm = model.lm if isinstance(model, Policy) else model.trunk
+    return [m for m in reversed([*lm.modules()]) if type(m).__name__ in lm._no_split_modules]
+
+
+# ------------------------------------------------------------------- what is special about a family
+
+# config's names for a factor of the logits, and whether it multiplies or divides
+SCALES = dict(logit_scale=1, lm_head_multiplier=1, output_multiplier=1, logits_scaling=-1)
+
+
+def output_function(config) -> tuple[float, float | None]:
+    """scale and cap of logits = cap tanh(scale (W h + b) / cap), by the family's configuration.
+    Of what is not known here `check_policy` sees that it is missing."""
+    text, scale = config.get_text_config(), 1.0
+    for name, power in SCALES.items():
+        scale *= (getattr(text, name, None) or 1.0) ** power
+    return scale, getattr(text, "final_logit_softcapping", None) or None
+
+
+def model_options(name: str, attention: str = "sdpa") -> dict:
+    """How transformers must build a model, for the trainer and --engine hf alike: its config
+    without noise, as a log-prob with dropout is not the sampled policy's, and an attention that
+    knows the family's cap on its scores (SDPA leaves it out without a word)."""
+    config = AutoConfig.from_pretrained(name)
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for key, value in vars(part).items():
+            if ("drop" in key or "jitter" in key) and isinstance(value, float):
+                setattr(part, key, 0.0)
+    if attention == "sdpa":  # None: the same, or eager where the family has nothing else
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        attention = "eager" if capped else None
+    return dict(config=config, attn_implementation=attention)
+
+
+def read_model(name: str, **options) -> nn.Module:
+    """The language model from a folder or hub name. ValueError in one sentence where it cannot be
+    read, or where its files lack a weight: transformers would fill it at random, with a warning."""
+    try:
+        lm, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    except Exception as error:  # transformers raises many kinds; the user needs the sentence
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"--model {name}: cannot be read ({reason}); take another") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"--model {name}: its files lack {missing[0]} ({len(missing)} weights in all), so they "
+            "are not those of a whole language model; take another"
+        )
+    return lm
+
+
+@torch.no_grad()
+def check_policy(policy: Policy, name: str, attention: str) -> None:
+    """ValueError unless the policy's log-probs, padded and in the mode of training, are those of
+    the model's own logits, a row at a time, by eager attention. This finds a step behind the trunk
+    that `output_function` does not know, attention that SDPA computes otherwise or that looks to
+    the right, and noise."""
+    lm, trained = policy.lm, policy.training
+    used, text = lm.config._attn_implementation, lm.config.get_text_config()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(1000, text.vocab_size), (2, 32), generator=draw)
+    sizes = torch.tensor([32, 12])
+    place = torch.arange(31)
+    mask = (place < sizes[:, None] - 1).float()
+    ids[1, 12:] = 0  # pads
+    x = Batch(ids, (place * mask).long(), ids[:, 1:], mask)
+    what = f"--model {name}: of the type {lm.config.model_type!r}"
+    tied = lm.config.tie_word_embeddings and lm._tied_weights_keys
+    try:
+        if tied and lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight:
+            raise ValueError("its config.json ties two layers that differ in its weights")
+        ours, _, _ = policy(x)
+        lm.eval().set_attn_implementation("eager")
+        gaps = []
+        for b, n in enumerate(sizes.tolist()):
+            logits = lm(input_ids=ids[b : b + 1, :n], use_cache=False).logits[0, :-1]
+            scale, _ = output_function(lm.config)
+            exact = torch.log_softmax(logits.float() / (policy.temperature * scale), -1)
+            gaps.append(exact.gather(-1, ids[b, 1:n, None])[:, 0] - ours[b, : n - 1])
+        gap = torch.cat(gaps).abs().mean().item()
+        lm.train(trained).set_attn_implementation(used)
+    except Exception as error:  # a family may fail in any way; the user needs the sentence
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"{what} ReMix cannot compute log-probs ({reason}); take another"
+        ) from error
+    if not gap <= 1e-4:
+        raise ValueError(
+            f"{what} ReMix computes log-probs that are {gap:.2g} nats off the model's own (in its "
+            "output layer, attention or positions it does what ReMix does not know); take another "
+            "family, docs/models.md lists those that are right"
+        )
+    if attention != "sdpa" and not packing_is_exact(lm, x):
+        raise ValueError(
+            f"{what} --attention {attention} would let responses see each other, as its layers do "
+            "not stop at the end of one; use --attention sdpa"
+        )
+
+
+def packing_is_exact(lm: nn.Module, x: Batch) -> bool:
+    """Whether rows end to end, as flash attention gets them, are the same as padded ones."""
+    trunk = lm.get_decoder()
+    padded, packed = trunk(input_ids=x.ids, use_cache=False)[0], packed_states(trunk, x)
+    real = x.mask.bool()
+    return torch.allclose(padded[:, :-1][real], packed[:, :-1][real], atol=1e-4, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -258,3 +412,18 @@ def full_weights(policy: Policy, dtype: str | None = None) -> Iterator[tuple[str
     for name, tensor in policy.lm.state_dict().items():
         tensor = tensor.detach()
         yield name, parallel.whole(tensor if dtype is None else tensor.to(getattr(torch, dtype)))
+
+
+def checkpoint_format(
+    lm: nn.Module, weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """full_weights under the names, and cut into the pieces, of the family's checkpoints, which is
+    what vLLM reads: in memory the experts of Mixtral are one tensor. lm: may be on the meta
+    device."""
+    rules = get_model_conversion_mapping(lm, add_legacy=False)
+    if any(len(rule.target_patterns) > 1 for rule in rules):  # a piece on disk is several in memory
+        weights = [dict(weights)]
+    else:
+        weights = ({name: tensor} for name, tensor in weights)
+    for part in weights:
+        yield from (revert_weight_conversion(lm, part) if rules else part).items()

@@ -215,8 +215,8 @@ def frozen_pass(
     model: nn.Module, responses: list[Response], budget: int, device: str, states: bool = False
 ) -> list[Tensor]:
     """Log-probs (of a Policy; with states its last hidden states) or values (of a Critic) of the
-    responses, the ranks sharing the work -> a CPU tensor (T,) or (T, H), float32, for each, on
-    every rank."""
+    responses, the ranks sharing the work -> a CPU tensor (T,) float32, or (T, H) as the model
+    computes them, for each, on every rank: every pass of an update deals the responses anew."""
     if not responses:
         return []
     sizes = [len(r.tokens) for r in responses]
@@ -225,7 +225,7 @@ def frozen_pass(
         # [0]: out of work, see above
         x = collate([responses[i] for i in indices or [0]]).to(device)
         rows = model(x, states=True) if states else model(x)
-        rows = (rows if isinstance(rows, Tensor) else rows[0]).float().cpu()
+        rows = (rows if isinstance(rows, Tensor) else rows[0]).cpu()
         if flat is None:
             flat = rows.new_zeros(sum(sizes), *rows.shape[2:])
             results = flat.split(sizes)
@@ -250,7 +250,10 @@ def clip_gradients(model: nn.Module, most: float) -> float:
     """The mini-batch's gradient on every rank, cut down to the norm `most` -> its norm before."""
     world = dist.get_world_size()
     if world > 1 and not isinstance(model, FSDPModule):  # FSDP2 has averaged already
-        grads = [p.grad for p in model.parameters()]
+        used = [p for p in model.parameters() if p.requires_grad]
+        for p in used:  # no token of this rank may have seen an expert that others trained
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        grads = [p.grad for p in used]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         for g, part in zip(grads, flat.div_(world).split([g.numel() for g in grads]), strict=True):
@@ -285,16 +288,19 @@ def device_mesh(device: str, kind: str) -> DeviceMesh:
 
 
 def shard(
-    model: nn.Module, layers: Iterable[nn.Module], source: nn.Module | None, device: str,
-    dtype: torch.dtype, kind: str,
-) -> nn.Module:  # fmt: skip
-    """FSDP2 around a model on the meta device, computing in dtype; kind: --shard. Rank 0 hands out
-    the weights of `source` (None on the others) tensor by tensor, so no other rank ever holds a
-    whole model."""
+    model: nn.Module, layers: Iterable[nn.Module], exact: Iterable[nn.Module],
+    source: nn.Module | None, device: str, dtype: torch.dtype, kind: str,
+) -> None:  # fmt: skip
+    """FSDP2 around a model on the meta device, computing in dtype, `exact` in float32; kind:
+    --shard. layers: what is gathered at a time. Rank 0 hands out the weights of `source` (None on
+    the others) tensor by tensor, so no other rank ever holds a whole model."""
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     mesh = device_mesh(device, kind)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
+    for layer in exact:
+        in_full = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+        fully_shard(layer, mesh=mesh, mp_policy=in_full)
     fully_shard(model, mesh=mesh, mp_policy=precision)
     model.to_empty(device=device)  # only this rank's shards
     weights = source.state_dict() if source else {}
@@ -305,4 +311,3 @@ def shard(
         if values:
             buffer.copy_(next(values))
         dist.broadcast(buffer, 0)
-    return model

@@ -174,16 +174,19 @@ def train(
     cfg: Config, device: str, model_path: str, tokenizer, problems: list, eval_problems: list
 ) -> None:
     # ---------------------------------- sampler, and networks: None where the settings need none
-    engine = make_engine(
-        cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens,
-        max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens), dtype=cfg.dtype,
-        gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
-    )  # fmt: skip
     load = partial(
         load_model, name=model_path, device=device, dtype=cfg.dtype, temperature=cfg.temperature,
         checkpointing=cfg.gradient_checkpointing, attention=cfg.attention, shard=cfg.shard,
     )  # fmt: skip
-    policy = load(Policy)  # pi_theta
+    try:
+        policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
+        engine = make_engine(
+            cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens,
+            max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens), dtype=cfg.dtype,
+            gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
+        )  # fmt: skip
+    except ValueError as error:  # bad input still: one sentence
+        raise WrongWeights(error) from error
     critic = load(Critic) if cfg.algo == "ppo" else None
     base = load(Policy, frozen=True) if cfg.kl_coef else None  # pi_base, the anchor
     convex = base and cfg.kl_convex != "off" and cfg.precedent == "previous"

@@ -18,13 +18,16 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from buffer import Response
+from data import stop_tokens
+from model import checkpoint_format, model_options, read_model
 from parallel import become_a_rank, frozen_pass
 
 
@@ -82,6 +85,8 @@ class VLLMEngine:
         from vllm import LLM, SamplingParams
 
         self.SamplingParams = SamplingParams
+        with torch.device("meta"):  # its layers without weights, for their names
+            self.lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
         self.gpu = torch.cuda.is_available()
         if self.gpu:
             args = dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
@@ -92,20 +97,28 @@ class VLLMEngine:
                 kv_cache_memory_bytes=1 << 30, enforce_eager=True, block_size=32,
                 enable_chunked_prefill=False, max_num_batched_tokens=max(max_model_len, 8192),
             )  # fmt: skip
-        # LLM() reseeds the global generator and changes LOCAL_WORLD_SIZE and the thread count: put
-        # them back
-        env, threads, rng = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
-        self.llm = LLM(
-            model, dtype=dtype, max_model_len=max_model_len, seed=0,
-            tensor_parallel_size=tensor_parallel,
+        args |= dict(
+            dtype=dtype, max_model_len=max_model_len, seed=0, tensor_parallel_size=tensor_parallel,
             distributed_executor_backend="external_launcher", logprobs_mode="processed_logprobs",
             generation_config="vllm", enable_prefix_caching=True, use_tqdm_on_load=False,
-            disable_log_stats=True, **args,
+            disable_log_stats=True,
         )  # fmt: skip
-        os.environ.clear()
-        os.environ.update(env)
-        torch.set_num_threads(threads)
-        torch.set_rng_state(rng)
+        with undisturbed(type(self.lm.get_decoder())) as give_back:
+            try:
+                self.llm = LLM(model, **args)
+            except Exception as error:  # it knows less families than transformers, and says it long
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                raise ValueError(
+                    f"--engine vllm: does not run {model}, of the type "
+                    f"{self.lm.config.model_type!r} ({reason}); use --engine hf"
+                ) from error
+        engine_model = self.llm.apply_model(lambda m: m)[0]
+        give_back(engine_model)
+        # Without a head of its own (Gemma 2) it wants none; with one it wants it, tied or not
+        heads = self.lm.all_tied_weights_keys
+        self.unknown = {name for name in heads if not hasattr(engine_model, name.split(".")[0])}
+        # On a CPU it packs experts when it starts and never again (0.32): a sync would garble them
+        self.packed = not self.gpu and any(hasattr(m, "w13_weight") for m in engine_model.modules())
         self.asleep: set[str] = set()  # what of the engine's GPU memory is given away
         self.sleep()
 
@@ -128,8 +141,15 @@ class VLLMEngine:
         """Replace the engine's weights. weights: (name, full tensor) over state_dict(), tied heads
         included (named_parameters() leaves a tied model's old head in place). The prefix cache
         holds the old policy's keys."""
+        if self.packed:
+            raise WrongWeights(
+                f"--engine vllm: on a CPU it cannot take new weights for the experts of a "
+                f"{self.lm.config.model_type!r} model; use --engine hf"
+            )
         self.wake("weights")
-        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights)))
+        known = ((name, tensor) for name, tensor in weights if name not in self.unknown)
+        known = checkpoint_format(self.lm, known)
+        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
         self.llm.reset_prefix_cache()
 
     def generate(
@@ -172,26 +192,80 @@ class VLLMEngine:
         self.llm.llm_engine.engine_core.shutdown()
 
 
+@contextmanager
+def undisturbed(trunk: type) -> Iterator[Callable]:
+    """Around LLM(), which reseeds the global generator, changes the thread count and variables that
+    were there (LOCAL_WORLD_SIZE; its own stay), and, where it runs a family through transformers
+    (SmolLM3, OLMo 2, StarCoder2), the class of the trunk, which the trainer uses too: a model
+    loaded after that would die. -> what undoes that, given the engine's model, whose instances keep
+    the changed class."""
+    env, threads, rng = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+    bases, before = trunk.__bases__, dict(vars(trunk))
+
+    def give_back(engine_model: torch.nn.Module) -> None:
+        added = tuple(base for base in trunk.__bases__ if base not in bases)
+        if not added:
+            return
+        patched = {
+            name: value for name, value in vars(trunk).items() if before.get(name) is not value
+        }
+        own = type(trunk.__name__, (trunk, *added), patched)
+        for module in engine_model.modules():
+            if type(module) is trunk:
+                module.__class__ = own
+        for name in patched:
+            if name in before:
+                setattr(trunk, name, before[name])
+            else:
+                delattr(trunk, name)
+        trunk.__bases__ = bases
+
+    try:
+        yield give_back
+    finally:
+        os.environ.update(env)
+        if "LOCAL_WORLD_SIZE" not in env:
+            os.environ.pop("LOCAL_WORLD_SIZE", None)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(rng)
+
+
 class HFEngine:
     """Sampling with transformers alone. Each row draws from a generator of its own, so seeds mean
     the same as in vLLM."""
 
     def __init__(self, model: str, dtype: str, tokens: int = 2**18):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.lm = (
-            AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-            .eval()
-            .to(device)
-        )
+        options = dict(dtype=getattr(torch, dtype)) | model_options(model)
+        self.lm = read_model(model, **options).eval().to(device)
         # Bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
         self.tokens = tokens
-        eos, tokenizer_eos = (
-            self.lm.generation_config.eos_token_id,
-            AutoTokenizer.from_pretrained(model).eos_token_id,
-        )
-        self.eos = [tokenizer_eos] if eos is None else eos if isinstance(eos, list) else [eos]
+        self.eos = stop_tokens(AutoTokenizer.from_pretrained(model))
+        self.pad = self.eos[0] if self.eos else 0
+        self.check(model, dtype)
+
+    @torch.no_grad()
+    def check(self, name: str, dtype: str) -> None:
+        """ValueError unless padding and cache leave a row's log-probs as they are without both.
+        Families that count positions themselves or keep a recurrent state may fail that."""
+        what = f"--engine hf: transformers cannot sample {name}, of the type "
+        what += f"{self.lm.config.model_type!r}, in batches"
+        draw = torch.Generator().manual_seed(0)
+        size = min(1000, self.lm.config.get_text_config().vocab_size)
+        long, short = (torch.randint(size, (n,), generator=draw).tolist() for n in (24, 5))
+        try:
+            _, (tokens, logp, _) = self.decode([long, short], [0, 1], 1.0, 1.0, 8)
+            ids = torch.tensor([short + tokens], device=self.lm.device)
+            alone = self.lm(input_ids=ids, use_cache=False).logits[0, len(short) - 1 : -1].float()
+        except Exception as error:  # a family may fail in any way; the user needs the sentence
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{what} ({reason}); use --engine vllm, or take another") from error
+        alone = torch.log_softmax(alone, -1).cpu()[range(len(tokens)), tokens]
+        gap = (alone - torch.tensor(logp)).abs().median().item()
+        if not gap <= 5 * gap_limit(dtype):
+            raise ValueError(
+                f"{what} (log-probs are {gap:.2g} nats off); use --engine vllm, or take another"
+            )
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         own = self.lm.state_dict()
@@ -241,7 +315,7 @@ class HFEngine:
         lengths."""
         device, width = self.lm.device, max(map(len, prompts))
         # flush right
-        ids = torch.tensor([[self.eos[0]] * (width - len(p)) + p for p in prompts], device=device)
+        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         draws = [
@@ -249,7 +323,7 @@ class HFEngine:
             for s in seeds
         ]
         uniform, eos = torch.stack(draws).to(device), torch.tensor(self.eos, device=device)
-        tokens = torch.full((len(prompts), max_tokens), self.eos[0], device=device)
+        tokens = torch.full((len(prompts), max_tokens), self.pad, device=device)
         logps = torch.zeros(len(prompts), max_tokens, device=device)
         length = torch.full((len(prompts),), max_tokens, device=device)
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -309,6 +383,14 @@ def nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
 
 
+def gap_limit(dtype: str) -> float:
+    """Mean |engine - trainer| in nats that is still rounding. vLLM's attention kernels on a GPU
+    round float32 to the 10 bits of TF32, three more than bfloat16 has."""
+    if dtype == "float32":
+        return 0.05 / 8 if torch.cuda.is_available() else 1e-4
+    return 0.05
+
+
 class WrongWeights(RuntimeError):
     """Sampler and trainer are not the same policy."""
 
@@ -328,11 +410,11 @@ def check_gap(
     rounding: then the weights did not arrive, or temperature or chat template differ, and every
     importance ratio would be wrong."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
-    limit = 1e-4 if dtype == "float32" else 0.05
+    limit = gap_limit(dtype)
     if not gap <= limit:
         raise WrongWeights(
             f"the sampler and the trainer disagree on log-probs by {gap:.2g} nats on average "
             f"(limit {limit} in {dtype}): the weight sync failed or they do not compute the same "
-            "distribution; try --engine hf"
+            "distribution; try the other --engine"
         )
     return gap

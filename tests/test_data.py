@@ -568,7 +568,7 @@ def test_friction4_eval_data_takes_the_fields_and_the_blame(tmp_path, monkeypatc
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(ValueError, match="--model .*: the folder holds no weights"):
         data.load_run(Settings)
-    (tmp_path / "model.safetensors").write_text("")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     monkeypatch.chdir(tmp_path)
     row = {"text": "1+1", "problem": "no", "label": "2", "answer": "no"}
     write(tmp_path / "own.json", [row])

@@ -374,7 +374,7 @@ def fake(monkeypatch, tmp_path):
     (tmp_path / "prompt.txt").write_text("{problem}")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").write_text("weights")
+    (tmp_path / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "bare").mkdir()  # a model folder without weights
     (tmp_path / "bare" / "config.json").write_text("{}")
     (tmp_path / "model.json").mkdir()
@@ -391,6 +391,8 @@ def fake(monkeypatch, tmp_path):
     fake_rollout.make_engine = make_engine
     monkeypatch.setitem(sys.modules, "rollout", fake_rollout)
     monkeypatch.setattr(evaluation, "load_tokenizer", lambda model: (Characters(), 1000))
+    for check in ("check_model", "check_ids"):
+        monkeypatch.setattr(evaluation.data, check, lambda *args: None)
     monkeypatch.chdir(tmp_path)
     return engine
 

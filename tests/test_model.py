@@ -144,6 +144,36 @@ def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part
             torch.testing.assert_close(x.double(), y, atol=tolerance, rtol=10 * tolerance)
 
 
+@pytest.mark.parametrize("chunk", [2**25, 7 * 50])
+def test_a_scale_and_a_cap_of_the_logits(monkeypatch, chunk):
+    """Cohere's scale and Gemma 2's cap, together: value and gradient of log-prob, entropy and exact
+    KL against whole logits in float64."""
+    monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(model, "LOGITS_PER_PART", 100)
+    draw = dict(generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    N, H, V, temperature, scale, cap = 11, 8, 50, 0.7, 0.3, 1.5
+    rows, weight, bias = (torch.randn(*s, **draw).requires_grad_() for s in ((N, H), (V, H), (V,)))
+    labels, weights = torch.arange(N), torch.randn(3, N, **draw)
+    anchor = model.Anchor(torch.randn(N, H, **draw), torch.randn(V, H, **draw), None)
+
+    def log_p(logits):
+        return torch.log_softmax(cap * torch.tanh(scale * logits / cap) / temperature, -1)
+
+    p, q = log_p(rows @ weight.T + bias), log_p(anchor.states @ anchor.weight.T)
+    whole = [p[range(N), labels], -(p.exp() * p).sum(-1), loss.kl(p, q, "exact")]
+    inputs = (rows, weight, bias)
+    args = (labels, temperature / scale, (anchor,), cap / scale)  # as Policy has them
+    ours = model.TokenTerms.apply(*inputs, *args)
+    gradients = []
+    for terms in (ours, whole):
+        total = sum((term * k).sum() for term, k in zip(terms, weights, strict=True))
+        gradients.append(torch.autograd.grad(total, inputs))
+    for x, y in zip([*ours, *gradients[0]], [*whole, *gradients[1]], strict=True):
+        torch.testing.assert_close(x, y, atol=1e-12, rtol=1e-10)
+    assert (rows @ weight.T).abs().max() * scale > cap  # it bites
+    assert torch.autograd.gradcheck(lambda *x: model.TokenTerms.apply(*x, *args), inputs)
+
+
 def test_a_policy_is_at_no_distance_from_itself_and_at_the_exact_one_from_another(base, group):
     policy, other, batch = policy_of(base), policy_of(base), collate(RESPONSES)
     with torch.no_grad():
@@ -180,6 +210,24 @@ def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
     assert d_weight.dtype == torch.bfloat16 and d_weight.abs().max() > 0
     logp, H = token_terms(rows[:0], weight, None, labels[:0], 1.0)
     assert logp.shape == H.shape == (0,) and (torch.autograd.grad(logp.sum(), weight)[0] == 0).all()
+
+
+def test_the_heads_gradient_in_bfloat16_is_as_good_in_many_chunks(monkeypatch):
+    """Its sum over the chunks is float32: what is left is the rounding of the logits."""
+    draw = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(n, 16, generator=draw).bfloat16() for n in (512, 50))
+    labels, ups = torch.randint(50, (512,), generator=draw), torch.randn(512, generator=draw)
+    wide = weight.double().requires_grad_()
+    exact = whole_logits(rows.double(), wide, None, labels, 1.0)[0]
+    (exact,) = torch.autograd.grad((exact * ups).sum(), wide)
+    errors = []
+    for chunk in (2**25, 2 * 50):  # 1 and 256
+        monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
+        head = weight.clone().requires_grad_()
+        total = (token_terms(rows, head, None, labels, 1.0)[0] * ups).sum()
+        (d_weight,) = torch.autograd.grad(total, head)
+        errors.append(((d_weight.double() - exact).norm() / exact.norm()).item())
+    assert errors[0] < 0.006 and errors[1] < 1.2 * errors[0]
 
 
 def gradient(policy, responses, budget, n_tokens):
@@ -292,6 +340,33 @@ def test_critic_starts_at_zero_and_sees_the_prefix_only(base, group):
     # V before the last token does not depend on it
     torch.testing.assert_close(critic(other), first)
     assert (first * (1 - batch.mask) == 0).all() and (first[0, :4] != 0).all()
+
+
+def test_the_critic_is_float32_behind_a_trunk_in_bfloat16(base, group):
+    """V moves by what its head's bias moves by, not in steps of bfloat16."""
+    critic, batch = load_model(Critic, base, device="cpu", dtype="bfloat16"), collate(RESPONSES)
+    for value in (1.0, 1.0 + 1e-5):
+        with torch.no_grad():
+            parallel.local(critic.head.bias).fill_(value)
+        assert (critic(batch) == torch.tensor(value) * batch.mask).all()
+    critic(batch).sum().backward()
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in critic.parameters())
+
+
+def test_states_for_the_exact_kl_are_kept_as_they_are_computed(base, group):
+    """In bfloat16 they take half the memory, and the KL to itself is 0 all the same."""
+    for dtype in ("float32", "bfloat16"):
+        policy = load_model(Policy, base, device="cpu", dtype=dtype)
+        states = parallel.frozen_pass(policy, RESPONSES, 100, "cpu", states=True)
+        assert all(s.dtype == getattr(torch, dtype) for s in states)
+        assert all(
+            v.dtype == torch.float32 for v in parallel.frozen_pass(policy, RESPONSES, 100, "cpu")
+        )
+        batch = collate(RESPONSES)
+        batch.anchors["base"] = parallel.pad(states)
+        with torch.no_grad():
+            _, H, kl = policy(batch, dict(base=model.whole_head(policy, dtype)))
+        assert kl["base"].abs().max() < 1e-4 < H.max()
 
 
 def test_copy_weights_and_full_weights(base, group):

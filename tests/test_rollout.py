@@ -1,6 +1,8 @@
 """Both engines: log-probs after a weight sync on a tied model, seeds, eos, top-p, and the check
 that stops a bad sync."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from parallel import collate
 from tiny import embedded_problems
 
 VLLM = pytest.param("vllm", marks=pytest.mark.slow)
-pytestmark = pytest.mark.parametrize("kind", [VLLM, "hf"])
+both = pytest.mark.parametrize("kind", [VLLM, "hf"])
 LIMIT = 64
 
 
@@ -53,6 +55,7 @@ def trainer_logp(policy, prompts, groups):
     ]
 
 
+@both
 def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
     engine = engines(kind)
     # Fills the prefix cache with old keys
@@ -65,6 +68,7 @@ def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
     assert rollout.check_gap(ours, theirs, "float32") < 1e-5
 
 
+@both
 def test_a_stale_engine_is_caught(kind, engines, policy, base, prompts):
     engine = engines(kind)
     # Not the policy below
@@ -74,6 +78,7 @@ def test_a_stale_engine_is_caught(kind, engines, policy, base, prompts):
         rollout.check_gap(*trainer_logp(policy, prompts, groups), "float32")
 
 
+@both
 def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
     engine = engines(kind)
     engine.sync(full_weights(policy))
@@ -88,6 +93,7 @@ def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
     assert len({tuple(s.tokens) for s in groups[0]}) > 1
 
 
+@both
 def test_a_bound_on_the_cache_changes_no_sample(kind, engines, prompts, monkeypatch):
     if kind == "vllm":
         pytest.skip("vLLM bounds its cache itself")
@@ -105,6 +111,7 @@ def test_a_bound_on_the_cache_changes_no_sample(kind, engines, prompts, monkeypa
     ]
 
 
+@both
 def test_eos_ends_a_response_and_belongs_to_it(kind, engines, policy, base, prompts, tokenizer):
     engine = engines(kind)
     engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))
@@ -119,6 +126,7 @@ def test_eos_ends_a_response_and_belongs_to_it(kind, engines, policy, base, prom
     assert all(len(s.tokens) == 6 for s in samples[:24] if not s.finished)
 
 
+@both
 def test_samples_follow_the_models_distribution(kind, engines, policy, prompts):
     """First tokens of 2,000 samples of one prompt against the model's probabilities; at top-p the
     rest never appears."""
@@ -136,3 +144,56 @@ def test_samples_follow_the_models_distribution(kind, engines, policy, prompts):
         for s in engine.generate(prompts[:1], 300, seeds=[0], top_p=0.7, max_tokens=1)[0]
     ]
     assert set(draws) <= nucleus and len(nucleus) < (counts > 0).sum()
+
+
+def test_vllm_leaves_no_variable_changed(monkeypatch):
+    """Those that were there keep their value; vLLM's own stay."""
+    monkeypatch.setenv("THE_USERS", "1")
+    monkeypatch.setenv("VLLM_OWN", "")  # so that it goes after the test
+    monkeypatch.delenv("VLLM_OWN")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with rollout.undisturbed(torch.nn.Linear):
+        os.environ.update(LOCAL_WORLD_SIZE="7", VLLM_OWN="x", THE_USERS="changed")
+        torch.manual_seed(0)
+        state = torch.get_rng_state()
+    assert os.environ["THE_USERS"] == "1" and "LOCAL_WORLD_SIZE" not in os.environ
+    assert os.environ["VLLM_OWN"] == "x" and not torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_vllm_does_to_a_class_of_transformers_is_undone_but_for_its_own_instance():
+    class Wrapper:
+        pass
+
+    class Trunk(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+
+        def forward(self):
+            return "trunk"
+
+    engine_model = torch.nn.ModuleList([Trunk()])
+    bases = Trunk.__bases__
+    with rollout.undisturbed(Trunk) as give_back:
+        pass
+    give_back(engine_model)  # nothing to undo
+    assert type(engine_model[0]) is Trunk
+
+    def broken(self):
+        raise AssertionError("Current vLLM config is not set")
+
+    with rollout.undisturbed(Trunk) as give_back:
+        Trunk.__init__, Trunk.__call__, Trunk.compiled = broken, lambda self: "engine", True
+        Trunk.__bases__ = (*bases, Wrapper)
+    with pytest.raises(AssertionError):
+        Trunk()
+    give_back(engine_model)
+    assert Trunk()() == "trunk" and Trunk.__bases__ == bases and not hasattr(Trunk, "compiled")
+    assert engine_model[0]() == "engine" and isinstance(engine_model[0], Wrapper)
+
+
+def test_the_limit_on_the_gap_knows_dtype_and_device(monkeypatch):
+    limits = []
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        limits += [rollout.gap_limit("float32"), rollout.gap_limit("bfloat16")]
+    assert limits == [1e-4, 0.05, 0.05 / 8, 0.05]
