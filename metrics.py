@@ -98,12 +98,12 @@ class Log:
     def start(self, step: int) -> None:
         self.step, self.began, self.seconds = step, time.perf_counter(), {}
         self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
-        self.engine_gap = math.nan  # mean |engine - trainer| log-prob of pi_k's own samples, nats
+        self.engine_gap = 0.0  # mean |engine - trainer| log-prob of the sampler's responses, nats
         self.norms: list[dict[str, float]] = []  # of each mini-batch
         self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
 
     def zeros(self, device: str) -> dict[str, Tensor]:
-        sizes = dict(terms=len(TERMS), ages=(self.ages, len(RATIO_SUMS)), quarters=(4, 2), gap=1)
+        sizes = dict(terms=len(TERMS), ages=(self.ages, len(RATIO_SUMS)), quarters=(4, 2))
         return {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
 
     def phase(self, name: str) -> None:
@@ -128,7 +128,6 @@ class Log:
         sums["ages"].index_add_(0, age, ratio_sums(logp, x, eps))
         if x.replayed.any():
             sums["quarters"] += ratio_by_quarter(logp, x.logp_b, x.mask * x.replayed[:, None])
-        sums["gap"] += ((logp - x.logp_b).abs() * x.mask * (age == 0)[:, None]).sum()
 
     def reduce(self) -> None:
         """A mini-batch, before the weights change: sums over the ranks. FloatingPointError, naming
@@ -137,10 +136,6 @@ class Log:
         if dist.get_world_size() > 1:
             for x in sums.values():
                 dist.all_reduce(x)
-        if not self.norms and self.cfg.behaviour_logp == "engine":
-            # Nothing is updated yet: what differs is the engine
-            gap, n = sums["gap"].item(), sums["ages"][0, 0].item()
-            self.engine_gap = gap / n if n else math.nan
         self.stop_if_not_finite(dict(zip(TERMS, sums["terms"].tolist(), strict=True)))
         self.totals = {k: total + sums[k].cpu() for k, total in self.totals.items()}
 

@@ -70,7 +70,7 @@ from eval import decode, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader
-from rollout import WrongWeights, check_engine, make_engine
+from rollout import WrongWeights, check_engine, make_engine, probe, prove_sync
 
 # ------------------------------------------------------------------------------- pieces of the loop
 
@@ -158,6 +158,7 @@ def evaluate(
     if not problems:
         return {}
     engine.sync(full_weights(policy, cfg.dtype))
+    probe(engine, policy, problems, cfg)
     options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p, seed=0)
     mine = parallel.engine_share(problems, cfg.tensor_parallel)
     options["max_tokens"] = cfg.eval_max_tokens
@@ -247,6 +248,7 @@ def train(
         for r, row in zip(responses, rows, strict=True):
             setattr(r, name, row)
 
+    prove_sync(engine, policy, problems, cfg)  # that every weight reaches the sampler
     if state.step == 0:
         scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
         log.write(state.counts() | scores)
@@ -286,8 +288,8 @@ def train(
         log.phase("reward")
 
         # ---------------------------------------------------------- mix with replay (Mix-PPG)
-        if step == first:  # a sync that failed is silent: compare sampler and trainer, once
-            check_engine(new[:16], sampler, cfg.tokens_per_micro_batch, device, cfg.dtype)
+        # A sync that failed is silent: sampler and trainer must agree in every step
+        log.engine_gap = check_engine([r for _, group in mine for r in group], sampler, cfg)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
         fresh = replay.keep(buffer, sampled, chosen)  # ReMix: all
