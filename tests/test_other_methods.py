@@ -224,6 +224,31 @@ def test_a1_evaluation_looks_too(train, base, tokenizer, monkeypatch):
         remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
 
 
+def test_D11_training_tells_answer_and_format_apart(train):
+    """A format that nothing has: no reward, and the rows say why."""
+    right = train("right", "--steps", 1)[0]
+    assert right["answer_rate"] >= right["reward"] > 0.1 and 0.5 < right["format_rate"] <= 1
+    lost = train("lost", "--steps", 1, "--format", "tags")[0]
+    assert lost["reward"] == lost["format_rate"] == 0
+    assert lost["answer_rate"] == right["answer_rate"]
+
+
+def test_D10_D11_greedy_evaluation_in_training(base, group, tokenizer, capsys, monkeypatch):
+    problems, _ = load_problems("tiny", tokenizer, prompt="plain", limit=20)
+    flags = [*SMALL, "--eval_temperature", "0", "--format", "boxed"]
+    cfg = config.parse_config(flags)
+    config.check_config(cfg)
+    engine = HFEngine(base, "float32")
+    policy = load_model(Policy, base, device="cpu", dtype="float32")
+    scores = [remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg) for _ in "12"]
+    assert scores[0] == scores[1] and scores[0]["eval/n"] == 1
+    assert "the format decides" not in capsys.readouterr().out
+    cfg.format, anything = "tags", lambda grader, texts, golds, scores: [True] * len(texts)
+    monkeypatch.setattr(Grader, "right_answers", anything)
+    remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
+    assert "the format decides: 100.0%" in capsys.readouterr().out
+
+
 def test_replayed_data_is_known_as_such_while_the_sampler_starts(train):
     """In step 2 with k = 2 all data is the first policy's, and a part of it is replayed all the
     same."""
