@@ -322,8 +322,11 @@ def check_config(cfg: Config) -> None:
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef "
               "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
-        *each("clip_eps value_clip grad_clip lr critic_lr temperature", lambda x: x > 0,
-              "must be above 0"),
+        *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
+              math.isfinite, "must be a finite number"),
+        *each("clip_eps value_clip grad_clip lr critic_lr", lambda x: x > 0, "must be above 0"),
+        (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
+         "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),
         (cfg.mini_batch > 0 and P % cfg.mini_batch == 0, "mini_batch",
          f"does not divide --prompts_per_step {P}; take a divisor of it, "

@@ -769,6 +769,11 @@ def load_run(cfg) -> tuple:
     """-> model path, tokenizer, training problems, evaluation problems (none without eval_data),
     lines that say what was dropped. ValueError with one sentence when the model or the data cannot
     be had."""
+    if cfg.model.partition(":")[0] == "tiny":  # may take minutes to make: look at the data first
+        for flag, split in dict(data=cfg.split, eval_data="test").items():
+            source = getattr(cfg, flag)
+            next(read_source(source, split, flag=f"--{flag}") if source else iter([0]))
+        get_prompt(cfg.prompt, None)
     model_path = model_folder(cfg.model)
     tokenizer, context = load_tokenizer(model_path)
     check_weights(model_path)
