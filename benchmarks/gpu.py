@@ -119,9 +119,11 @@ def product_speed(n: int) -> float:
     return 10 * 2 * n**3 / t["s"]
 
 
-def run_remix(o, name: str, flags: str, mode: str = "") -> Path:
+def run_remix(o, name: str, flags: str, mode: str = "", goes_on: bool = False) -> Path:
     """remix.py in a process of its own -> its run folder. Its output goes to the log."""
     out = Path(o.work, name)
+    if not goes_on:  # an earlier call may have left one
+        shutil.rmtree(out, ignore_errors=True)
     small = "--dtype bfloat16 --shard node " if o.rehearse else ""
     command = [str(ROOT / "remix.py")]
     if mode not in ("", "default"):  # vLLM's arguments are not flags of remix.py
@@ -162,7 +164,9 @@ def tiny_flags(o, algo: str, steps: int) -> str:
     flags = f"--recipe tiny --algo {algo} --steps {steps} "
     if o.rehearse:
         size = "--prompts_per_step 8 --mini_batch 4" if algo == "ppo" else "--prompts_per_step 4"
-        return flags + size + " --eval_limit 6 --reincarnation_step 2 --eval_every 2 --max_tokens 48"
+        return (
+            flags + size + " --eval_limit 6 --reincarnation_step 2 --eval_every 2 --max_tokens 48"
+        )
     return flags + "--reincarnation_step 8 --eval_every 6 --tokens_per_micro_batch 8192"
 
 
@@ -179,7 +183,7 @@ def learn_grpo(o) -> None:
     out = run_remix(o, "grpo", tiny_flags(o, "grpo", steps) + flags)
     learned(o, "ReMix-GRPO, hf engine, exact KL", out, steps)
     before = (out / "metrics.jsonl").read_text().splitlines()
-    run_remix(o, "grpo", tiny_flags(o, "grpo", more) + flags)
+    run_remix(o, "grpo", tiny_flags(o, "grpo", more) + flags, goes_on=True)
     after = (out / "metrics.jsonl").read_text().splitlines()
     # the evaluation after the last step goes where it would not have been
     same = before[:-1] == after[: len(before) - 1] and len(after) == more + 1
@@ -557,9 +561,7 @@ def profile(o, case: str, trainer: Trainer, rs: list) -> None:
     by = "self_device_time_total" if cuda else "self_cpu_time_total"
     print(f"== profile of one micro-batch, {case}: {t['s']:.3f} s")
     print(averages.table(sort_by=by, row_limit=15, max_name_column_width=90), flush=True)
-    kernels = [
-        e for e in averages if not cuda or e.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    kernels = [e for e in averages if not cuda or e.device_type == torch.autograd.DeviceType.CUDA]
     times: dict[str, float] = {}
     for e in kernels:
         name = e.key.lower()
@@ -741,11 +743,12 @@ def head(o) -> None:
 # graphs; neither; neither, on the older model runner
 SIZES = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256]
 GRAPHS = dict(mode=0, cudagraph_mode="FULL_DECODE_ONLY", cudagraph_capture_sizes=SIZES)
+EAGER = dict(enforce_eager=True, attention_backend="FLASH_ATTN")
 MODES: dict[str, dict] = {
-    "graph": dict(compilation_config=GRAPHS),
+    "graph": dict(compilation_config=GRAPHS, attention_backend="FLASH_ATTN"),
     "default": {},
-    "eager": dict(enforce_eager=True),
-    "old": dict(enforce_eager=True),
+    "eager": EAGER,
+    "old": EAGER,
 }
 
 
@@ -837,7 +840,7 @@ def engine(o, kind: str, mode: str) -> None:
         theirs = parallel.frozen_pass(policy, rs, budget, o.device)
         differ = torch.cat([r.logp_b for r in rs]) - torch.cat(theirs)
         value = differ.abs().mean().item()
-        if not value <= 0.1:  # random weights round more than a language model's
+        if not value <= 0.3:  # random weights round more than a language model's; wrong ones: > 1
             raise Failed(f"{mode}: engine_gap {value:.3g}")
         return value
 
@@ -932,14 +935,14 @@ JOBS: dict[str, Job] = {
     "learn-ppo": Job(1, learn_ppo, 170, 40),
     "learn-grpo": Job(1, learn_grpo, 220, 60, beside=True),
     "update": Job(3, update, 150, 40),
+    "engine-graph": Job(6, partial(engine_vllm, "graph"), 180, 60),
+    "engine-eager": Job(6, partial(engine_vllm, "eager"), 150, 60),
+    "engine-old": Job(6, partial(engine_vllm, "old"), 150, 60),
     "update-compiled": Job(3, update_compiled, 200, 60),
     "memory": Job(4, memory_phases, 120, 30),
     "head": Job(5, head, 60, 20),
-    "engine-graph": Job(6, partial(engine_vllm, "graph"), 180, 60),
-    "engine-default": Job(6, partial(engine_vllm, "default"), 200, 90),
-    "engine-eager": Job(6, partial(engine_vllm, "eager"), 150, 60),
-    "engine-old": Job(6, partial(engine_vllm, "old"), 150, 60),
     "learn-vllm": Job(1, learn_vllm, 170, 50),
+    "engine-default": Job(6, partial(engine_vllm, "default"), 200, 90),
     "engine-hf": Job(6, engine_hf, 90, 30),
     "smollm": Job(2, learn_smollm, 300, 90),
 }
