@@ -290,7 +290,7 @@ def learn_smollm(o) -> None:
     report(o, "the same, whole run", **{"s": t["s"]})
 
 
-# ------------------------------------------------------------------- 1.5B shapes with random weights
+# ------------------------------------------------------------------ 1.5B shapes with random weights
 
 
 class Shape(NamedTuple):
@@ -583,6 +583,7 @@ def expected_bytes(o, s: Shape) -> dict[str, int]:
     if not o.rehearse and SIMULATED.exists():
         return json.loads(SIMULATED.read_text())
     import memory
+
     import model
 
     part = model.LOGITS_PER_PART
@@ -903,7 +904,7 @@ class Job(NamedTuple):
 
 
 def environment(o) -> None:
-    """What this was measured on; a copy on the device, a product; whether the C compiler is there."""
+    """What this was measured on; a copy on the device."""
     import torch
     import transformers
 
