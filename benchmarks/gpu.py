@@ -561,7 +561,10 @@ def profile(o, case: str, trainer: Trainer, rs: list) -> None:
     by = "self_device_time_total" if cuda else "self_cpu_time_total"
     print(f"== profile of one micro-batch, {case}: {t['s']:.3f} s")
     print(averages.table(sort_by=by, row_limit=15, max_name_column_width=90), flush=True)
-    kernels = [e for e in averages if not cuda or e.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = torch.autograd.DeviceType.CUDA  # ranges that FSDP and others name are no kernels
+    kernels = [
+        e for e in averages if not cuda or e.device_type == on_gpu and not e.is_user_annotation
+    ]
     times: dict[str, float] = {}
     for e in kernels:
         name = e.key.lower()
@@ -867,13 +870,11 @@ def engine(o, kind: str, mode: str) -> None:
         asleep = free_gib()
         with clock() as up:
             sampler.wake("weights", "kv_cache")
-        again = free_gib()
         back = None if awake is None else asleep - awake
-        held = None if awake is None else free_gib() - again
         report(
             o, f"{mode}: sleep and wake",
             **{"sleep s": t["s"], "wake s": up["s"], "GiB that come back": back,
-               "GiB more held after it": held, "engine_gap": gap()},
+               "engine_gap": gap()},
         )  # fmt: skip
         report(o, f"{mode}: rollout after it", **speed())
     sampler.close()
