@@ -377,10 +377,10 @@ def saved_config(out: Path) -> dict | None:
     try:
         old = json.loads((out / "config.json").read_text())
         flags = {f.name: old[f.name] for f in fields(Config) if f.name in old}
-    except (json.JSONDecodeError, TypeError):
+        return old | asdict(resolve(Config(**flags)))
+    except (json.JSONDecodeError, TypeError, AttributeError):
         raise ValueError(f"--out {out}: its config.json is damaged; restore it, or name a new "
                          "folder") from None  # fmt: skip
-    return old | asdict(resolve(Config(**flags)))
 
 
 def check_out(cfg: Config) -> None:
