@@ -1,4 +1,4 @@
-"""Families of language models: right in every column of benchmarks/families.py but vLLM's, or
+"""Families of language models: right in the quick columns of benchmarks/families.py, or
 refused in one sentence, and what is special about their tokenizers."""
 
 import json
@@ -47,8 +47,8 @@ def policy_of(folder: str, **options):
 
 @pytest.mark.parametrize("name", [name for name in families.FAMILIES if name not in REFUSED])
 def test_A3_B1_B2_B4_B5_a_family_is_right(made, name):
-    for column in families.COLUMNS:
-        if column != "vLLM":
+    for column in families.CHECKS:
+        if column not in families.APART:
             text = families.cell(column, made(name))
             assert not text.startswith(("refused", "WRONG")), f"{column}: {text}"
     # What vLLM is sent is what a checkpoint holds, name by name, and a tied head once more
@@ -213,6 +213,11 @@ def test_B3_B4_vllm_after_a_sync(name, start):
     pytest.importorskip("vllm")
     text = families.apart(name, "vLLM")
     assert text.startswith(start) if start else float(text) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_family_goes_through_the_loop():
+    assert float(families.apart("Gemma 2", "remix.py")) < 1e-5
 
 
 def test_B2_an_expert_that_only_another_rank_trained_counts_as_zero(monkeypatch):
