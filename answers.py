@@ -1,17 +1,18 @@
-"""Do two answers mean the same? The mathematics of the grader; its rules are in reward.py.
+r"""Do two answers mean the same? The mathematics of the grader; its rules are in reward.py.
 
     equivalent(answer, gold)  -> pure: no processes, no clock, no randomness
 
-Three stages, each findable by its banner:
+Its stages, each findable by its banner:
 
     NORMALISE  LaTeX to one spelling
     READ       that text into lists, tuples, intervals, matrices, equations, down to single values
+    PARSE      one expression into a tree
+    EVALUATE   that tree at fixed random points
     COMPARE    value by value: text, base-n numeral, exact fraction, and only then an expression
 
-Expressions are parsed by math-verify's LaTeX parser, which builds an *unevaluated* tree. They are
-evaluated here, node by node, at fixed random points; the size of every power and factorial has a
-limit. Nothing an answer says is ever passed to sympify, parse_expr, simplify or eval. math-verify's
-own `verify` is not used: it rounds to six decimals, ignores bases, and may take any time.
+What stands side by side is multiplied, 3(7) = 21, also a letter and a bracket, x(2) = 2x. Only
+W \frac{a}{b} and W a/b are mixed numbers. The size of every power and factorial has a limit, and
+nothing an answer says is ever passed to eval or to a computer algebra system.
 
 Left out: set algebra; sums, integrals and derivatives are not simplified (equal if written alike).
 """
@@ -27,12 +28,8 @@ from typing import NamedTuple
 
 import mpmath
 
-# math-verify's LaTeX parser
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-from sympy import Expr
-
 MAX_CHARS = 2000  # a longer answer is no answer (longest gold of the five benchmarks: 204)
-MAX_EXPRESSION = 400  # characters of one expression; the parser needs about 1 ms for 5 of them
+MAX_EXPRESSION = 400  # characters of one expression
 MAX_DEPTH = 12  # nested brackets
 MAX_ITEMS = 64  # elements of a list
 MAX_BITS = 20_000  # an exact number larger than this goes on as a float ...
@@ -57,17 +54,11 @@ class Gold(NamedTuple):
 
 def _closing(text: str, start: int) -> int:
     r"""Index of the brace that closes the one at `start`, -1 if none does. \{ and \} are text."""
-    depth, i = 0, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1
-        elif text[i] == "{":
-            depth += 1
-        elif text[i] == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
+    depth = 0
+    for match in re.compile(r"\\.|[{}]", re.S).finditer(text, start):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if depth == 0 and match[0] == "}":
+            return match.start()
     return -1
 
 
@@ -91,12 +82,13 @@ def last_box(text: str) -> str | None:
 # ¤ dollars). Right: LaTeX commands (without backslash) and characters that mean the same.
 # ␣ is a space, ø nothing.
 _SPELLINGS = r"""
->= ge geq geqq geqslant ≥ ⩾ | <= le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt
-≈ approx simeq thickapprox doteq | ∪ cup | ∈ in | ∖ setminus backslash | ± pm | ∓ mp | ⦃ lbrace
+>= => ge geq geqq geqslant ≥ ⩾ | <= =< le leq leqq leqslant ≤ ⩽ | != ne neq ≠ | < lt | > gt
+≈ approx simeq thickapprox doteq | ∪ cup | ∈ in | ∖ setminus backslash | ± +/- pm | ∓ mp | ⦃ lbrace
 ⦄ rbrace | ( langle lgroup | ) rangle rgroup | [ lbrack | ] rbrack | : colon ∶ | £ pounds | € euro
 ° degree | - − – — ‐ ‑ ﹣ － | / div ÷ ⁄ ∕ | ' ′ | ^{2} ² | ^{3} ³ | ^ ** ˆ
-\frac dfrac tfrac cfrac | \binom dbinom tbinom | \infty infinity infin ∞ | \emptyset varnothing ∅
-\ldots dots cdots dotsc … | \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √
+\frac dfrac tfrac cfrac sfrac nicefrac xfrac | \binom dbinom tbinom | \infty infinity infin ∞
+\emptyset varnothing ∅
+\ldots ... dots cdots dotsc … | \cdot ast * · ⋅ | \times × | \pi π | \theta θ | \sqrt √
 \R ℝ reals Reals | \log_{10} lg | \epsilon varepsilon ε | \phi varphi φ | angstrom Å Å AA
 \alpha α | \beta β | \gamma γ | \delta δ | \zeta ζ | \eta η | \iota ι | \kappa κ | \lambda λ
 \mu μ | \nu ν | \xi ξ | \rho ρ | \sigma σ | \tau τ | \upsilon υ | \chi χ | \psi ψ | \omega ω
@@ -105,7 +97,7 @@ _SPELLINGS = r"""
 P Pr | ␣,␣ land wedge | \text{␣or␣} lor vee | ␣ quad qquad
 \text textbf textit textrm textnormal textsf texttt textup textmd mathrm mathbf mathit mathsf
 \text mathtt mathnormal mbox hbox boldsymbol bm emph
-ø left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits
+ø num left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits
 ø nolimits bf rm it boxed fbox tiny small normalsize large Large LARGE huge Huge checkmark
 """
 _SPELLED = {
@@ -114,7 +106,8 @@ _SPELLED = {
     for spelling, *names in [entry.split()]
     for name in names
 } | {"vert": "|", "lvert": "|", "rvert": "|", "mid": "|", "\u200b": "", "\ufeff": ""}
-_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|exp|log|ln|sqrt"
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|exp|cis|log|ln|sqrt"
+_INNER = r"(?:[^{}]|\{[^{}]*\})*"  # of braces
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -128,18 +121,23 @@ _REWRITES = [
         (r"\\R\s*\^\s*(?:\+|\{\+\})", r"\\R_{>0}"),
         (r"\\R\s*_\s*\{\s*([<>]=?)\s*0\s*\}", r"⦃x|x\1 0⦄"),
         (r"(?<![\^_])\{\s*([±∓])\s*\}", r"\1"),
-        (
-            r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}",
-            r"{\\frac{\1}{\2}}",
-        ),
+        *[
+            (rf"\{{({_INNER})\\{infix}(?![a-zA-Z])({_INNER})\}}", rf"\\{command}{{\1}}{{\2}}")
+            for infix, command in (("over", "frac"), ("choose", "binom"))
+        ],
+        (r"\{\s*([:=.]?)\s*\}", r"\1"),  # 12{:}30
+        (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1\\text{ \2}"),
+        (r"\\ang\s*\{([^{}]*)\}", r"\1°"),
+        (r"^\s*\{([0-9A-Z]+)\}(?=\s*_)", r"\1"),  # {63}_8
+        (rf"\\text\s*\{{({_INNER}\\(?:sqrt|pi)\b{_INNER})\}}", r"\1"),  # \mathrm{\sqrt{10}}
         (rf"\\(?:operatorname\*?|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (r"\\operatorname\*?\s*\{", r"\\text{"),
         # thousands, where LaTeX says so: 1{,}000  1,\!000  1\,000  (1,000 may be a list: _readings)
         (
-            r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\,\s*|\\ +|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))",
+            r"(?<=[0-9])(?:\s*\{\\?,\}\s*|,\s*\\!\s*|\\[,;: ]\s*|~|\s+)(?=[0-9]{3}(?![0-9]|\s*/))",
             "",
         ),
-        (r"(?<!\\)\\[,;:! \n]|~", " "),
+        (r"(?<!\\)\\[,;:!> \n]|~", " "),
         # percent, currency, degrees
         (r"\\%|\\text\{\s*(?:%|percent|per cent|pct)\.?\s*\}|\b(?:percent|per cent|pct)\b", "%"),
         (r"\\text\{\s*\\?\$\s*\}|\\\$", "¤"),
@@ -148,19 +146,15 @@ _REWRITES = [
             (rf"(?<![a-zA-Z])(?:\\text\s*\{{\s*{code}\s*\}}|{code})\s*(?=[0-9.])", sign)
             for code, sign in (("USD", "¤"), ("EUR", "€"), ("GBP", "£"))
         ],
-        (r"\^\s*\{?\s*(?:\\circ(?![a-zA-Z])|°)\s*\}?|(?<=[0-9])\^\s*\{?o\}?(?![a-zA-Z])", "°"),
-        (r"(?<=[0-9])\s*\^\s*\{?\s*\\text\s*\{\s*o\s*\}\s*\}?", "°"),
-        # names: f: x \mapsto x + 1, f(x) \equiv 0, cis
+        (r"\\circ(?![a-zA-Z])|(?<=[0-9]\^)o(?![a-zA-Z])|(?<=[0-9]\^\{)o(?=\})", "°"),
+        (r"(?<=[0-9])\s*\^\s*(\{?)\s*\\text\s*\{\s*o\s*\}", r"^\1°"),
+        (r"\^\s*(?:\{\s*°\s*\}|°)", "°"),
+        # names: f: x \mapsto x + 1, f(x) \equiv 0
         (
             r"^\s*([a-zA-Z])\s*:(?:\s*\\R\s*\\to\s*\\R\s*[,:;])?\s*([a-z])\s*\\mapsto(?![a-zA-Z])",
             r"\1(\2)=",
         ),
         (r"^(\s*[a-zA-Z]\s*\(\s*[a-z]\s*\)\s*)\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
-        (
-            r"(?:\\text\s*\{\s*cis\s*\}|\\?\bcis(?![a-zA-Z]))\s*"
-            r"(\([^()]*\)|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[0-9.]+\s*°?|\\[a-zA-Z]+)",
-            r"(\\cos \1+i\\sin \1)",
-        ),
         # ]0, 1[ is (0, 1)
         (r"(?<![\w)}\]])\](\s*[^\s\[\]()⦃⦄,;][^\[\]()⦃⦄,;]*[,;][^\[\]()⦃⦄,;]+[\[\])])", r"(\1"),
         (
@@ -200,26 +194,22 @@ _REWRITES = [
         (r"(\(([a-z])\)\s*=[^,]*),\s*\2\s*∈\s*\\R\s*$", r"\1"),
         (r"(?i)(?:\\text\{\s*)?\ball (?:real numbers|reals)\b(?:\s*\})?", r"\\R "),
         # plain text that means LaTeX: 2e5, x^10, sin(x), sqrt(2)
-        (r"\.\.\.", r"\\ldots "),
-        (r"=>", ">="),
-        (r"=<", "<="),
         (r"\\not\s*=", "!="),
-        (r"\+/-", "±"),
         (r"(?<=[0-9.])[eE]([-+]?[0-9]+)(?![0-9a-zA-Z._])", r"\\times 10^{\1}"),
         (
-            rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|[a-zA-Z]\b)))(?![a-zA-Z])",
+            rf"(?<![\\a-zA-Z])(pi|(?:{_FUNCTIONS})(?=\s*(?:[\^_({{\\0-9]|(?:[a-zA-Z]|{_FUNCTIONS})\b)))(?![a-zA-Z])",
             r"\\\1 ",
         ),
         (r"(?<![\\a-zA-Z])(?:infinity|infty)\b", r"\\infty "),
         (r"(?<![\w)}])\+\s*\\infty", r"\\infty"),
-        (r"\\sqrt\s*(\[[^\]]*\])?\s*\(([^()]*)\)", r"\\sqrt\1{\2}"),
-        (r"\\sqrt\s*([0-9]{2,})", r"\\sqrt{\1}"),
-        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+        (r"\\sqrt\s*(\[[^\]]*\])?\s*([0-9]+)", r"\\sqrt\1{\2}"),
+        (r"\\(frac|binom)\s*([0-9])(?=\s*[0-9{\\])", r"\\\1{\2}"),  # \frac12, \frac1{29}
+        (r"(\\(?:frac|binom)\s*\{[^{}]*\})\s*([0-9])", r"\1{\2}"),
         (r"\^\s*([-+]?[0-9]+)(?![0-9.])", r"^{\1}"),
         (r"_\s*([0-9]+|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))", r"_{\1}"),
         (r"_\s*\{\s*([^{}]*?)\s*\}", r"_{\1}"),
-        (r"\^\s*\{?\s*(?:\\prime\s*)+\}?", "'"),
-        (r"([0-9]+|[a-zA-Z]|\([^()]*\))\s*!\s*\^", r"(\1!)^"),
+        (r"\^\s*([0-9a-zA-Z]|\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2^\1"),  # v^2_0
+        (r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime\b)", "'"),
         # lists: words between the elements, \text{, and }; but not in an answer that is all text
         (r"^\s*\\text\{([^{}]*)\}[\s.]*$", r"\1"),
         (r"([<>][^,<>]*?),?\s*(?:\\text\{[\s,]*or[\s,]*\}|\bor\b)(?=[^,<>]*[<>])", r"\1 ∪ "),
@@ -229,25 +219,12 @@ _REWRITES = [
 ]
 
 
-def _brace_arguments(text: str) -> str:
-    r"""\frac12, \frac1{29}, \frac{40}7, \frac\pi 2, \sqrt2 -> the same with all braces."""
-    one = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z]|\s*\{))"
-    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?{one}", r"\\sqrt\1{\2}", text)
-    text = re.sub(rf"\\(frac|binom){one}", r"\\\1{\2}", text)
-    for match in reversed(list(re.finditer(r"\\(?:frac|binom)\s*\{", text))):
-        close = _closing(text, match.end() - 1)
-        second = re.match(rf"{one}", text[close + 1 :]) if close >= 0 else None
-        if second:
-            text = f"{text[: close + 1]}{{{second[1]}}}{text[close + 1 + second.end() :]}"
-    return text
-
-
 def normalise(text: str) -> str:
     """One spelling for LaTeX, Unicode and plain text; the meaning, currency and units stay."""
+    text = text.strip("`* ")  # Markdown
     text = re.sub(r"\\(?:left|right)\s*\.|(?<!\\)\\[\[\]()]", " ", text)  # and display math
-    text = re.sub(
-        r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*", lambda m: _SPELLED.get(m[1] or m[0], m[0]), text
-    )
+    spelling = r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*|=[<>]|\+/-|\.\.\."
+    text = re.sub(spelling, lambda m: _SPELLED.get(m[1] or m[0], m[0]), text)
     text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
     if len(re.findall(r"(?<!\\)\$", text)) == 1:
         # a lone $ before a number is money, not math
@@ -255,7 +232,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"(?<!\\)\$", "", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"\s+", " ", _brace_arguments(text)).strip()
+    text = re.sub(r"\s+", " ", text).strip()
     return re.sub(r"(?<=[^\s\\])(?:[\s.,;:]|\\+$)+$", "", text)
 
 
@@ -286,41 +263,30 @@ _RELATION = re.compile(r"<=|>=|!=|<|>")
 
 def _split(text: str, separator: str) -> list[str]:
     """Split at a regular expression, outside of brackets; empty parts are dropped."""
-    parts, depth, start, i = [], 0, 0, 0
-    pattern = re.compile(separator)
-    while i < len(text):
-        depth += (text[i] in _OPEN) - (text[i] in _CLOSE)
-        match = pattern.match(text, i) if depth <= 0 else None
-        if match:
-            parts.append(text[start:i])
-            start = i = match.end()
-        else:
-            i += 1
+    parts, start, depths = [], 0, [0, *_depths(text)]
+    for match in re.finditer(separator, text):
+        if depths[match.start()] <= 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _depths(text: str, opening: str = _OPEN, closing: str = _CLOSE) -> list[int]:
+    """How many brackets are open after each character."""
+    return [*itertools.accumulate((c in opening) - (c in closing) for c in text)] or [0]
 
 
 def _depth(text: str) -> int:
     """Deepest nesting of brackets; -1 if the braces do not match."""
-    depth = deepest = braces = 0
-    for character in text:
-        depth += (character in _OPEN) - (character in _CLOSE)
-        braces += (character == "{") - (character == "}")
-        deepest = max(deepest, depth)
-        if braces < 0:
-            return -1
-    return deepest if braces == 0 else -1
+    braces = _depths(text, "{", "}")
+    return max(0, *_depths(text)) if min(braces) >= 0 == braces[-1] else -1
 
 
 def _wrapped(text: str, opening: str, closing: str) -> bool:
     """Is all of the text inside one pair of these brackets?"""
     if len(text) < 2 or text[0] not in opening or text[-1] not in closing:
         return False
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in _OPEN) - (character in _CLOSE)
-        if depth == 0:
-            return i == len(text) - 1
-    return False
+    return min(_depths(text)[:-1]) > 0
 
 
 def _is_name(text: str) -> bool:
@@ -357,12 +323,8 @@ def _read_matrix(text: str) -> tuple | None:
     factor = match[1].replace("\\cdot", "").strip()
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", match[3]) if row.strip()]
     factor = f"({factor})" if factor not in ("", "-") else factor
-    return (
-        "matrix",
-        tuple(
-            tuple(read(f"{factor}({c})" if factor else c) for c in _split(row, "&")) for row in rows
-        ),
-    )
+    cells = [[f"{factor}({c})" if factor else c for c in _split(row, "&")] for row in rows]
+    return ("matrix", tuple(tuple(map(read, row)) for row in cells))
 
 
 def _relation(sides: list[str], operators: list[str]) -> tuple:
@@ -408,11 +370,7 @@ def _between(items: list[tuple]) -> tuple | None:
 
 def _without_points(points: list[str]) -> tuple:
     """The real line without some points (in order of value, if known), as a list of intervals."""
-    values = {
-        point: value[0]
-        for point in points
-        if (value := values_of(point)) and isinstance(value[0], Fraction)
-    }
+    values = {p: v[0] for p in points if (v := values_of(p)) and isinstance(v[0], Fraction)}
     ends = sorted(points, key=lambda point: values.get(point, 0))
     ends = [("leaf", r"-\infty"), *[read(point) for point in ends], ("leaf", r"\infty")]
     return _make_list([("bracket", "(", ")", pair) for pair in itertools.pairwise(ends)])
@@ -487,48 +445,33 @@ _TEN = r"10\s*\^\s*\{\s*([-+]?[0-9]{1,4})\s*\}"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:(?P<decimal>{_DECIMAL})"
     rf"(?:\s*(?:\\times|\\cdot|x)\s*{_TEN}|[eE](?P<e>[-+]?[0-9]{{1,4}}))?|{_TEN}"
-    rf"|(?:(?P<whole>[0-9]+)\s*)?\\frac\{{\s*(?P<num>[-+]?{_DECIMAL})\s*\}}"
-    rf"\s*\{{\s*(?P<den>[-+]?{_DECIMAL})\s*\}}"
-    rf"|(?:(?P<whole2>[0-9]+)\s+)?(?P<num2>{_DECIMAL})\s*/\s*(?P<den2>{_DECIMAL})"
     r"|(?P<point>[0-9]*\.[0-9]*)\\(?:overline|bar|dot)\s*\{(?P<repeat>[0-9]+)\})"
 )
 
 
 @lru_cache(8192)
 def number(text: str) -> Number | None:
-    """Integers, decimals, 4.4e7, 4.4 \\times 10^{7}, fractions, mixed numbers, 0.\\overline{3}."""
+    """Integers, decimals, 4.4e7, 4.4 \\times 10^{7}, 0.\\overline{3}, exact trees."""
     text = text.strip()
     while _wrapped(text, "({", ")}"):
         text = text[1:-1].strip()
-    if text.startswith("-") and _wrapped(text[1:].strip(), "(", ")"):
-        inner = number(text[1:])
-        return inner and inner._replace(value=-inner.value)
     match = _NUMBER.fullmatch(text)
     if not match or len(text) > 1000:
-        return None
+        tree = parse(text)
+        return Number(tree) if isinstance(tree, Fraction) else None
     part, sign = match.groupdict(), -1 if match["sign"] == "-" else 1
     ten = match[3] or part["e"] or match[5]
     scale = Fraction(10) ** int(ten) if ten else Fraction(1)
-    if part["decimal"]:
-        value = (
-            Fraction(part["decimal"].rstrip(".") if part["decimal"] != "." else "0") * scale * sign
-        )
-        if value.denominator == 1 and not ten:
-            return Number(value)  # 1296.0 is the integer: no tolerance
-        places = len(part["decimal"].partition(".")[2])
-        return Number(value, len(part["decimal"].replace(".", "").lstrip("0")), scale / 10**places)
     if part["point"]:
-        whole, _, places = part["point"].partition(".")
-        shift = 10 ** len(places)
-        tail = Fraction(int(part["repeat"]), (10 ** len(part["repeat"]) - 1) * shift)
-        return Number((Fraction(int((whole + places) or "0"), shift) + tail) * sign)
-    if ten:
-        return Number(scale * sign)
-    num, den = Fraction(part["num"] or part["num2"]), Fraction(part["den"] or part["den2"])
-    whole = part["whole"] or part["whole2"]
-    if den == 0 or (whole and (num < 0 or den < 0)):
-        return None
-    return Number((Fraction(whole or 0) + num / den) * sign)
+        digits, places = part["point"].replace(".", ""), len(part["point"].partition(".")[2])
+        nines = 10**places * (10 ** len(part["repeat"]) - 1)
+        return Number(sign * Fraction(int(digits + part["repeat"]) - int(digits or "0"), nines))
+    decimal = part["decimal"] or "1"
+    value = Fraction(decimal.rstrip(".")) * scale * sign
+    if value.denominator == 1 and not ten or not part["decimal"]:
+        return Number(value)  # 1296.0 is the integer: no tolerance
+    places = len(decimal.partition(".")[2])
+    return Number(value, len(decimal.replace(".", "").lstrip("0")), scale / 10**places)
 
 
 def _table(*rows: str) -> dict[str, tuple[str, Fraction]]:
@@ -632,30 +575,211 @@ def split_unit(text: str) -> tuple[str, str]:
     if match := re.fullmatch(r"(.*?)\s*°\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
         if (
             match[1]
-            and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1])
+            and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc|cis)", match[1])
             and "°" not in match[1]
+            and len(_split(match[1].lstrip("+-"), "[+-]")) == 1
         ):
             return match[1], "°" + (match[2] or match[3] or "")
     start = text.find("\\text{")
-    if (
-        start > 0
-        and _TAIL.fullmatch(text, start)
-        and text[:start].strip(" \\")
-        and not _CONDITION.search(text, start)
-    ):
-        return text[:start].strip(), text[start:]
-    if match := re.fullmatch(
-        r"(.*[0-9}\)])(\s*)([a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?)", text
-    ):
-        # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy
-        if number(match[1]) and (
-            len(match[3].strip()) > 1 and (unit(match[3]) or (match[2] and len(match[3]) > 2))
-        ):
-            return match[1], match[3]
-        # 7 \times 10^{5} K
-        if match[2] and "10^" in match[1] and number(match[1]) and unit(match[3]):
-            return match[1], match[3]
+    value = text[: max(start, 0)].strip()
+    if value.strip(" \\") and _TAIL.fullmatch(text, start) and not _CONDITION.search(text, start):
+        return value, text[start:]
+    # bare words after a number: 5 cm, 10 dogs; a letter or two may be variables: 7.6Z, 2xy, 2 x y
+    words = r"[a-zA-Z][a-zA-Z.\s/]*(?:\^\s*\{\s*-?[0-9]\s*\})?"
+    match = re.fullmatch(rf"(.*[0-9}}\)])(\s*)({words})", text)
+    if match and number(match[1]):
+        value, space, tail = match.groups()
+        long = len(tail.strip()) > 1 or space and "10^" in value  # 7 \times 10^{5} K
+        if long and unit(tail) or space and re.search("[a-zA-Z]{3}", tail):
+            return value, tail
     return text, ""
+
+
+# ---------------------------------------------------------------- PARSE one expression into a tree
+# A tree is an exact Fraction, ("name", "x_1"), or (operation, *trees): _OPERATIONS has all of them.
+# Tokens are a reversed list: its last one is read next, and "" at the bottom is the end.
+
+_GREEK = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho
+sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega
+hbar ell odot prime partial pi infty
+""".split()
+_FUNCTION = {"\\" + name for name in _FUNCTIONS.split("|")} - {r"\sqrt"}
+_TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc", "cis"}
+_CLOSING = {"{": "}", "(": ")", "[": "]", "(|": "|)", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_OPAQUE = {r"\sum", r"\prod", r"\int"}
+_POSTFIX = ("!", "!!", "°", "◦")
+_D = r"\{\s*(?:d|\\partial)"  # the d of a derivative
+_STARTS = {*_FUNCTION, *_CLOSING, *_OPAQUE, r"\frac", r"\sqrt", r"\binom", r"\apply"}
+_TOKEN = re.compile(
+    r"(?P<number>[0-9]*\.[0-9]*\\overline\s*\{[0-9]+\}|[0-9]+\.?[0-9]*|\.[0-9]+)"
+    r"|(?P<name>(?:\\(?:d?dot|bar|overline|hat|vec|tilde)\s*\{\s*\\?[a-zA-Z]+\s*\}"
+    rf"|\\(?:{'|'.join(_GREEK)})(?![a-zA-Z])|[a-zA-Z])'*(?:\s*_\s*\{{[^{{}}]*\}})?'*)"
+    r"|\\[a-zA-Z]+|!!|[-+/^_!°◦,=|(){}\[\]]"
+)
+
+
+def _tokens(text: str) -> list:
+    """The tokens of an expression, reversed; numbers and names are trees already."""
+    tokens, opened = [""], [""]
+    differential = re.search(rf"\\int|\\frac\s*{_D}.*\}}\s*{_D}", text)
+    if _TOKEN.sub("", text).strip():
+        raise ValueError(text)
+    for match in _TOKEN.finditer(text):
+        token, last = match[0], tokens[-1]
+        if match["number"]:
+            if isinstance(last, Fraction):
+                raise ValueError("3 7 is neither 37 nor 21")
+            token = number(token).value
+        elif match["name"]:
+            token = ("name", re.sub(r"[\s{}]", "", token))
+            if differential and last in (("name", "d"), ("name", r"\partial")):
+                token = ("name", tokens.pop()[1] + token[1])
+        elif token == "|":  # it closes if a bar is open, and something stands before it
+            complete = not isinstance(last, str) or last in {*_CLOSING.values(), *_POSTFIX}
+            token = "|)" if opened[-1] == "(|" and complete else "(|"
+        if token in _CLOSING:
+            opened.append(token)
+        elif token == _CLOSING.get(opened[-1]):
+            opened.pop()
+        tokens.append(token)
+    return ["", *tokens[:0:-1]]
+
+
+def _combine(operation: str, trees: list):
+    """A sum or product of trees; exact numbers are computed at once."""
+    if all(isinstance(tree, Fraction) for tree in trees):
+        return sum(trees) if operation == "+" else math.prod(trees)
+    return (operation, *trees) if len(trees) > 1 else trees[0]
+
+
+def _inverse(tree):
+    return 1 / tree if isinstance(tree, Fraction) else ("/", tree)
+
+
+def _sum(tokens: list):
+    terms = [_product(tokens)]
+    while tokens[-1] in ("+", "-"):
+        terms.append(_product(tokens))
+    return _combine("+", terms)
+
+
+def _product(tokens: list):
+    """Factors with an operator or nothing between. Nothing binds closer: a/bc is a/(bc)."""
+    factors, operator = [], ""
+    while True:
+        while tokens[-1] in ("+", "-"):
+            factors.append(Fraction(-1 if tokens.pop() == "-" else 1))
+        run = [_factor(tokens)]
+        while tokens[-1] in _STARTS or not isinstance(tokens[-1], str):
+            run.append(_factor(tokens))
+        factors.append(_inverse(_combine("*", run)) if operator == "/" else _combine("*", run))
+        if tokens[-1] not in ("/", r"\cdot", r"\times"):
+            return _combine("*", factors)
+        operator = tokens.pop()
+
+
+def _factor(tokens: list):
+    """A number, name, bracket or function, with powers, factorials and degree signs."""
+    tree = _atom(tokens)
+    while (mark := tokens[-1]) in ("^", *_POSTFIX):
+        tokens.pop()
+        if mark == "^":
+            tree = ("^", tree, _exponent(tokens))
+        else:
+            tree = (mark, tree) if mark[0] == "!" else ("*", tree, ("name", mark))
+    return tree
+
+
+def _exponent(tokens: list):
+    sign = tokens.pop() if tokens[-1] in ("+", "-") else ""
+    tree = _atom(tokens)
+    if tokens[-1] == "^":  # 2^3^4 is 2^(3^4)
+        tokens.pop()
+        tree = ("^", tree, _exponent(tokens))
+    return _combine("*", [Fraction(-1), tree]) if sign == "-" else tree
+
+
+def _atom(tokens: list):
+    token = tokens.pop()
+    if not isinstance(token, str):
+        return token
+    if token in _CLOSING:
+        items = [_sum(tokens)]
+        while tokens[-1] in (",", "="):  # u(x, t), and the limits of sums
+            tokens.pop()
+            items.append(_sum(tokens))
+        if tokens.pop() != _CLOSING[token]:
+            raise ValueError(f"{token} is not closed")
+        tree = items[0] if len(items) == 1 else ("opaque", *items)
+        return tree if token in "{([" else (token, tree)
+    if token == r"\frac":
+        return _combine("*", [_atom(tokens), _inverse(_atom(tokens))])
+    if token == r"\binom":
+        n, k = _atom(tokens), _atom(tokens)
+        rest = _combine("+", [n, _combine("*", [Fraction(-1), k])])
+        return ("*", ("!", n), ("/", ("*", ("!", k), ("!", rest))))
+    if token == r"\sqrt":
+        index = _atom(tokens) if tokens[-1] == "[" else Fraction(2)
+        return ("^", _atom(tokens), _inverse(index))
+    if token == r"\apply":
+        return ("opaque", _atom(tokens), _atom(tokens))
+    if token in _FUNCTION | _OPAQUE:
+        return _function(token[1:], tokens)
+    raise ValueError(token)
+
+
+def _function(name: str, tokens: list):
+    r"""\sin^{2} x, \log_{2}(x), \sum_{k=1}^{n} k; without a bracket up to an operator."""
+    marks = {}
+    while tokens[-1] in ("^", "_"):
+        mark = tokens.pop()
+        marks[mark] = _exponent(tokens)
+    if "\\" + name in _OPAQUE:
+        return ("opaque", ("name", name), *marks.values(), _product(tokens))
+    if tokens[-1] in _CLOSING:
+        argument = _atom(tokens)
+    else:
+        factors = [Fraction(-1)] if tokens[-1] == "-" and tokens.pop() else []
+        factors.append(_factor(tokens))
+        while tokens[-1] in _STARTS - _FUNCTION - {"("} or not isinstance(tokens[-1], str):
+            factors.append(_factor(tokens))
+        if tokens[-1] == "(" and isinstance(factors[-1], Fraction):  # \sin 2(x+1)
+            factors.append(_factor(tokens))
+        if name in _TRIGONOMETRIC and tokens[-1] == "/" and isinstance(tokens[-2], Fraction):
+            tokens.pop()  # \cos 2\pi/3; but \ln x/2 is half of it
+            factors.append(1 / tokens.pop())
+        argument = _combine("*", factors)
+    if name in _TRIGONOMETRIC and marks.get("^") == -1:
+        return ("a" + name, argument)
+    name = name.replace("arc", "a")
+    tree = (name, argument, marks.get("_", Fraction(10))) if name == "log" else (name, argument)
+    return ("^", tree, marks["^"]) if "^" in marks else tree
+
+
+_WHOLE = r"(?<![0-9.}/^_])([0-9]+)\s*"
+_SPECIAL = [  # what a number means depends on what stands beside it
+    (rf"{_WHOLE}/\s*([0-9]+)(?![0-9.]|\s*[\^!°])", r"\\frac{\1}{\2}"),  # 1/2x is x/2
+    (r"([a-zA-Z])\s*\(\s*0\s*\)", r"\1_{(0)}"),  # an initial value
+    (rf"{_WHOLE}\\frac\s*\{{\s*([0-9]+)\s*\}}\s*\{{\s*([0-9]+)\s*\}}", r"(\1+\\frac{\2}{\3})"),
+]
+
+
+@lru_cache(8192)
+def parse(text: str) -> tuple | Fraction | None:
+    """The tree of an expression; None if it is none."""
+    if len(text) > MAX_EXPRESSION or not 0 <= _depth(text) <= MAX_DEPTH:
+        return None
+    if r"\infty" in text and not any(command in text for command in _OPAQUE):
+        return None  # it has no value
+    for pattern, replacement in _SPECIAL:
+        text = re.sub(pattern, replacement, text)
+    try:
+        tokens = _tokens(text)
+        tree = _sum(tokens)
+        return tree if tokens == [""] else None
+    except (ArithmeticError, ValueError, RecursionError, IndexError):
+        return None
 
 
 # ---------------------------------------------------------------- EVALUATE at fixed random points
@@ -669,106 +793,12 @@ class TooLarge(ArithmeticError):
 CONTEXTS = {digits: mpmath.MPContext() for digits in (40, 80)}
 for _digits, _context in CONTEXTS.items():
     _context.dps = _digits
+    _context.constants = {"e": +_context.e, r"\pi": +_context.pi, "i": _context.j}
+    _context.constants["◦"] = _context.pi / 180
 POINTS = 5  # the first three have all variables positive, the others have signs
-_MATH = ConversionConfig(lowercase_symbols=False)  # math-verify's default merges r and R
 
 
-def too_complex(text: str) -> bool:
-    """The guard before the parser: length, nesting, power towers, the sizes of literal exponents
-    and factorials, and bars and sums in a row, for each of which the parser's time doubles."""
-    return (
-        len(text) > MAX_EXPRESSION
-        or not 0 <= _depth(text) <= MAX_DEPTH
-        or text.count("^") > 40
-        or text.count("|") > 8
-        or len(re.findall(r"\\(?:sum|prod|int)", text)) > 3
-        or bool(_TOO_LARGE.search(text))
-    )
-
-
-_TOO_LARGE = re.compile(
-    r"[0-9]{7,}\s*[)}]*\s*!|!\s*!|[0-9]{400}|\^\s*\{\s*[-+]?[0-9]{8}|(?:\^\s*\{[^{}^]*){4}"
-)
-_GREEK = """
-alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho
-sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega
-hbar ell odot prime partial
-""".split()
-# The only commands that may reach the parser: others (matrices, det, gcd) it would compute at once.
-_OTHERS = """
-frac sqrt binom cdot times div ln log exp sin cos tan cot sec csc sinh cosh tanh arcsin arccos
-arctan pi infty lfloor rfloor lceil rceil dot ddot bar overline hat vec sum prod int
-""".split()
-_ALLOWED = {*_GREEK, *_OTHERS}
-_SUFFIX = r"(?:\s*_\s*\{[^{}]*\})?'*"
-_SYMBOL = re.compile(
-    r"(?P<symbol>(?:\\(?:d?dot|bar|overline|hat|vec)\s*\{\s*\\?[a-zA-Z]+\s*\}"
-    rf"|\\(?:{'|'.join(_GREEK)})(?![a-zA-Z])|(?<!\\)[a-zA-Z]){_SUFFIX})"
-    # any other command, with the base of a \log or the range of a \sum
-    r"|\\[a-zA-Z]+(?:\s*_\s*\{[^{}]*\})?"
-)
-
-
-@lru_cache(4096)
-def parse(text: str) -> tuple:
-    r"""(sympy's tree, unevaluated; the names behind its letters); (None, {}) if it cannot be had.
-
-    Names with subscripts, accents or primes, and Greek ones, are replaced by single letters. The
-    parser needs up to a second for them, takes \gamma^2 for the Gamma function's square, and drops
-    primes.
-    """
-    plain = re.sub(r"_\s*\{\s*[a-zA-Z]\s*=", "", text)
-    if (
-        not re.search(r"[0-9a-zA-Z]", text)
-        or re.search(r"[^\x20-\x7e]|\\text|[;=<>&%]", plain)
-        or too_complex(text)
-    ):
-        return None, {}
-    if any(command not in _ALLOWED for command in re.findall(r"\\([a-zA-Z]+)", text)):
-        return None, {}
-    # 1/2x is x/2
-    text = re.sub(r"(?<![0-9.}/^_])([0-9]+)\s*/\s*([0-9]+)(?![0-9.])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
-    while match := re.search(r"\\binom\s*\{", text):  # sympy would multiply \binom{10^9}{10^8} out
-        middle = _closing(text, match.end() - 1)
-        end = _closing(text, middle + 1) if text[middle + 1 : middle + 2] == "{" else -1
-        if end < 0 or len(text) > 2 * MAX_EXPRESSION:
-            return None, {}
-        n, k = text[match.end() : middle], text[middle + 2 : end]
-        text = text[: match.start()] + rf"\frac{{({n})!}}{{({k})!(({n})-({k}))!}}" + text[end + 1 :]
-    names: dict[str, str] = {}
-    letters = sorted(
-        set("abchjklmnopqrstuvwxyzABDFGHJKLMPRTUVWXYZ") - set(re.sub(r"\\[a-zA-Z]+", "", text))
-    )
-
-    def letter(match: re.Match) -> str:
-        name = re.sub(r"[\s{}]", "", match[0])
-        if len(name) == 1 or not match["symbol"]:
-            return match[0]
-        known = next((short for short, long in names.items() if long == name), None)
-        short = known or (letters and letters.pop())
-        if not short:
-            return match[0]
-        names[short] = name
-        return f" {short} "
-
-    text = _SYMBOL.sub(letter, text)
-    try:
-        options = {"is_real": True, "normalization_config": None, "conversion_config": _MATH}
-        return latex2sympy(text, **options), names
-    except Exception:  # the parser raises nothing narrower on what it cannot read
-        return None, {}
-
-
-def _key(node, names: dict) -> str:
-    """A tree as text, in no order of sums and products: the identity of what is not evaluated."""
-    if not getattr(node, "args", ()):
-        return names.get(str(node), str(node))
-    parts = [_key(argument, names) for argument in node.args]
-    parts = sorted(parts) if node.is_Add or node.is_Mul else parts
-    return f"{type(node).__name__}({','.join(parts)})"
-
-
+@lru_cache(8192)
 def _point(name: str, point: int) -> Fraction:
     """The value of a variable, or of something opaque, at a point: always the same of a name."""
     dice = random.Random(f"{name}/{point}")
@@ -793,55 +823,52 @@ def _power(base, exponent, mp):
     return mp.power(base, exponent)
 
 
-def _factorial(n, mp):
+def _factorial(n, mp, step: int = 1):
+    """n!, or with step 2 the double factorial n!!."""
     if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 1000:
-        return Fraction(math.factorial(int(n)))
+        return Fraction(math.prod(range(int(n), 0, -step)))
     if abs(n) * mp.mpf(1) > MAX_EXPONENT / 20:
         raise TooLarge
-    return mp.gamma(n + 1)
+    return mp.gamma(n + 1) if step == 1 else mp.fac2(n)
 
 
-# sympy's names are mpmath's
-_ALIKE = set("exp sin cos tan cot sec csc sinh cosh tanh asin acos atan".split())
+_OPERATIONS = {
+    "+": lambda mp, *terms: sum(terms, Fraction(0)),
+    "*": lambda mp, *factors: math.prod(factors, start=Fraction(1)),
+    "/": lambda mp, x: 1 / x,
+    "^": lambda mp, x, y: _power(x, y, mp),
+    "!": lambda mp, n: _factorial(n, mp),
+    "!!": lambda mp, n: _factorial(n, mp, 2),
+    "(|": lambda mp, x: abs(x),
+    r"\lfloor": lambda mp, x: Fraction(int(math.floor(x if x.imag else x.real))),
+    r"\lceil": lambda mp, x: Fraction(int(math.ceil(x if x.imag else x.real))),
+    "cis": lambda mp, x: mp.expj(x),
+    "ln": lambda mp, x: mp.log(x),
+    "log": lambda mp, x, base: mp.log(x) / mp.log(base),
+}
 
 
-def _evaluate(node, names: dict[str, str], point: int, mp):
+def _evaluate(tree, point: int, mp, degree=1):
     """Value of a tree at a point: a Fraction while it is exact, else a float of the context mp."""
-    name = type(node).__name__
-    if node.is_Rational:
-        return Fraction(int(node.p), int(node.q))
-    if node.is_Float:
-        return Fraction(str(node))
-    if node.is_Symbol:
-        name = names.get(node.name, node.name)
-    constants = {"Exp1": mp.e, "e": mp.e, "Pi": mp.pi, "ImaginaryUnit": mp.j, "i": mp.j}
-    if name in constants:
-        return constants[name] * mp.mpf(1)
-    if node.is_Symbol:
-        return _point(name, point)
-    if name in ("Sum", "Product", "Integral", "Derivative"):
-        return _point(_key(node, names), point)
-    values = [_evaluate(argument, names, point, mp) for argument in node.args]
-    if node.is_Add:
-        return sum(values, Fraction(0))
-    if node.is_Mul:
-        return math.prod(values, start=Fraction(1))
-    if node.is_Pow:
-        return _power(*values, mp)
-    if name == "factorial":
-        return _factorial(values[0], mp)
-    if name == "Abs":
-        return abs(values[0])
-    if name in ("floor", "ceiling"):
-        return Fraction(int((math.floor if name == "floor" else math.ceil)(_real(values[0]))))
-    if name == "log":
-        return mp.log(values[0]) / (mp.log(values[1]) if len(values) > 1 else 1)
-    if name in _ALIKE:
+    if isinstance(tree, Fraction):
+        return tree
+    name, *parts = tree
+    if name == "name":
+        if parts[0] == "°":
+            return degree
+        return mp.constants.get(parts[0]) or _point(parts[0], point)
+    if name in _TRIGONOMETRIC:
+        degree = mp.constants["◦"]
+    values = [_evaluate(part, point, mp, degree) for part in parts]
+    if name == "opaque":  # a sum, or an unknown function: the same for the same arguments
+        return _point(",".join(mp.nstr(mp.convert(value), 20) for value in values), point)
+    if name not in _OPERATIONS:  # mpmath has it by this name
         if abs(values[0]) * mp.mpf(1) > MAX_EXPONENT:
             raise TooLarge
         return getattr(mp, name)(values[0])
-    # a function that is not known, u(t): any value, but the same for the same arguments
-    return _point(names.get(name, name) + ",".join(mp.nstr(value, 20) for value in values), point)
+    value = _OPERATIONS[name](mp, *values)
+    size = value.numerator * value.denominator if isinstance(value, Fraction) else 0
+    return value if size.bit_length() <= MAX_BITS else mp.mpf(value.numerator) / value.denominator
 
 
 @lru_cache(8192)
@@ -849,28 +876,20 @@ def values_of(text: str, digits: int = 40) -> tuple | None:
     """The values of an expression at all points, None where it has none; None if it is none."""
     if exact := number(text):
         return (exact.value,) * POINTS
-    tree, names = parse(text)
-    if not isinstance(tree, Expr):
+    if (tree := parse(text)) is None:
         return None
     values = []
     for point in range(POINTS):
         try:
-            value = _evaluate(tree, names, point, CONTEXTS[digits])
+            value = _evaluate(tree, point, CONTEXTS[digits])
             values.append(value if CONTEXTS[digits].isfinite(value) else None)
         except (ArithmeticError, ValueError, TypeError, RecursionError):
             values.append(None)  # a pole, a size, or a type (the floor of a complex number)
     return tuple(values)
 
 
-def _real(value):
-    """The value if it is real; else a ValueError."""
-    if isinstance(value, Fraction) or not value.imag:
-        return value if isinstance(value, Fraction) else value.real
-    raise ValueError(f"{value} is not real")
-
-
 def _is_real(*values) -> bool:
-    return all(isinstance(value, Fraction) or not value.imag for value in values)
+    return all(not value.imag for value in values)
 
 
 def _close(x, y) -> bool:
@@ -891,16 +910,23 @@ def _both_vanish(a: str, g: str, point: int) -> bool:
     return sizes[0] < 1e-20 and sizes[1] <= sizes[0] * 1e-20
 
 
+def _with_functions(*texts: str) -> list[str]:
+    r"""f(g(x)) -> \apply f(\apply g(x)), if f and g stand before brackets only. Other letters, and
+    the height in h(a + b) = ha + hb, are factors."""
+    letter = re.compile(r"\\[a-zA-Z]+|([fgh])(?=\s*(\()?)")
+    found = {match.groups() for text in texts for match in letter.finditer(text)}
+    names = {f for f in "fgh" if (f, "(") in found and (f, None) not in found}
+    return [letter.sub(lambda m: r"\apply " * (m[0] in names) + m[0], text) for text in texts]
+
+
 def same_expression(a: str, g: str) -> bool:
     """Equal at all points where both have a value (if a variable is negative: are real)."""
+    a, g = _with_functions(a, g)
     xs, ys = values_of(a), values_of(g)
     if not xs or not ys:
         return False
-    points = [
-        p
-        for p in range(POINTS)
-        if xs[p] is not None and ys[p] is not None and (p < 3 or _is_real(xs[p], ys[p]))
-    ]
+    points = [p for p in range(POINTS) if None not in (xs[p], ys[p])]
+    points = [p for p in points if p < 3 or _is_real(xs[p], ys[p])]
     return len(points) >= 2 and all(_close(xs[p], ys[p]) or _both_vanish(a, g, p) for p in points)
 
 
@@ -919,7 +945,7 @@ def proportional(a: tuple[str, str], g: tuple[str, str], positive: bool = False)
             differences.append(da)
     if len(ratios) < 2 or all(_close(d, differences[0]) for d in differences):
         return False  # the second: there are no variables, and any two constants are proportional
-    if positive and not all(_is_real(r) and _real(r) > 0 for r in ratios):
+    if positive and not all(_is_real(r) and r.real > 0 for r in ratios):
         return False
     return all(_close(r, ratios[0]) for r in ratios)
 
@@ -937,7 +963,7 @@ _WORDS = {word: str(i) for i, word in enumerate(_NUMBERS)}
 def _word(text: str) -> str | None:
     """A text answer without case, spaces, punctuation and article; numbers and "none" unified."""
     bare = _strip_text(text).strip()
-    if not re.fullmatch(r"\\emptyset|[^\W\d_](?:[^\W\d_]|[\s.,;'’\"`!?-])*", bare):
+    if not re.fullmatch(r"\\emptyset|[^\W\d_](?:[^\W\d_]|[\s.,;'’\"`?-]|(?<=[^\W\d_]{3})!)*", bare):
         return None  # has digits or operators: no text
     bare = re.sub(r"[\s.,;'’\"`!?-]", "", re.sub(r"(?i)^(?:an?|the)\s+(?=[a-z]{3})", "", bare))
     bare = bare.casefold() if len(bare) > 1 else bare  # one letter is a variable, or a choice
@@ -1003,12 +1029,8 @@ def same_number(a: Number, g: Number) -> bool:
         return True
     if g.digits >= 4:
         return abs(a.value - g.value) <= abs(g.value) / 10**4
-    return (
-        a.digits >= 6
-        and not g.digits
-        and g.value.denominator != 1
-        and abs(a.value - g.value) <= a.last
-    )
+    rounded = a.digits >= 6 and not g.digits and g.value.denominator != 1
+    return rounded and abs(a.value - g.value) <= a.last
 
 
 def _same_value(a: str, g: str, error: float | None) -> bool:
@@ -1023,13 +1045,7 @@ def _same_value(a: str, g: str, error: float | None) -> bool:
     if x and y and same_number(x, y) or not (x and y) and same_expression(a, g):
         return True
     xs, ys = values_of(a), values_of(g)
-    if (
-        not xs
-        or not ys
-        or not _is_constant(xs)
-        or not _is_constant(ys)
-        or not _is_real(xs[0], ys[0])
-    ):
+    if not (xs and ys and _is_constant(xs) and _is_constant(ys) and _is_real(xs[0], ys[0])):
         return False
     if error is not None:
         return abs(CONTEXTS[40].convert(xs[0]) - ys[0]) <= error * (1 + 1e-12)
@@ -1046,24 +1062,21 @@ def _is_constant(values: tuple) -> bool:
     return None not in values and all(_close(values[0], value) for value in values)
 
 
+def _letter_unit(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", text)
+    return (match[1], match[2]) if match and unit(match[2]) else (text, "")
+
+
 def _same_with_units(a: str, g: str, error: float | None) -> bool:
     """A unit that contradicts the gold's is wrong, one that can be converted is converted; a
     missing or unknown one says nothing."""
     (va, ua), (vg, ug) = split_unit(a), split_unit(g)
-    if (
-        ug
-        and not ua
-        and (match := re.fullmatch(r"(.*[0-9}\)])\s*([a-zA-Z])", a))
-        and unit(match[2])
-    ):
-        va, ua = match[1], match[2]  # 5 m is only read as metres if the gold has a unit
-    if (
-        not ua
-        and (match := _FRACTION_UNIT.fullmatch(a))
-        and (ug or number(vg))
-        and unit(match[2])
-        and unit(match[3])
-    ):
+    if ug and not ua:  # 5 m is only read as metres beside another unit
+        va, ua = _letter_unit(a)
+    elif ua and not ug:
+        vg, ug = _letter_unit(g)
+    match = None if ua else _FRACTION_UNIT.fullmatch(a)
+    if match and (ug or number(vg)) and unit(match[2]) and unit(match[3]):
         va, ua = match[1], f"{match[2]}/{match[3]}"
     if ua == "%" or ug == "%":
         if ua == ug:
@@ -1079,20 +1092,19 @@ def _same_with_units(a: str, g: str, error: float | None) -> bool:
     known_a, known_g = ua and unit(ua), ug and unit(ug)
     if known_a and known_g:
         if known_a[0] != known_g[0]:
-            dimensions = known_a[0], known_g[0]
-            if dimensions not in (_ANGLES, _ANGLES[::-1]):
+            if {known_a[0], known_g[0]} != {_ANGLE, _RADIAN}:
                 return False
-            factor = r"\pi/180" if dimensions == _ANGLES else r"180/\pi"
-            return _same_value(rf"({va})\cdot {factor}", vg, error)
+            pairs = ((va, known_a), (vg, known_g))
+            return _same_value(*(f"({v})◦" if k[0] == _ANGLE else v for v, k in pairs), error)
         if known_a[1] != known_g[1]:
             va = _times(va, known_a[1] / known_g[1])
     if known_g and known_g[0] == _DOLLAR and (n := number(va)) and (m := number(vg)):
         return n.value == m.value  # money is not rounded further than to what it says
     if _same_value(va, vg, error):
-        return True
-    if "°" in (ua, ug) and "" in (ua, ug):  # 90° is pi/2
-        degrees, plain = (va, vg) if ua else (vg, va)
-        return "\\pi" in plain and same_expression(rf"({degrees})\cdot\pi/180", plain)
+        return True  # 180° - x is 180 - x
+    angles = [f"({v})°" if u == "°" else v for v, u in ((va, ua), (vg, ug))]
+    if {ua, ug} <= {"", "°"} and all("°" in text or r"\pi" in text for text in angles):
+        return same_expression(*(text.replace("°", "◦") for text in angles))  # 90° is pi/2
     return False
 
 
@@ -1100,7 +1112,7 @@ _POWERS = r"((?:[a-zA-Z\s.]|\\cdot|\^\{[0-9]\})+)"
 # 5\frac{m}{s}
 _FRACTION_UNIT = re.compile(rf"(.*[0-9}}\)])\s*\\frac\s*\{{{_POWERS}\}}\s*\{{{_POWERS}\}}")
 _DOLLAR = frozenset({("dollar", 1)})
-_ANGLES = frozenset({("angle", 1)}), frozenset({("radian", 1)})
+_ANGLE, _RADIAN = frozenset({("angle", 1)}), frozenset({("radian", 1)})
 
 
 def _times(text: str, factor: Fraction) -> str:
@@ -1133,26 +1145,13 @@ def same_leaf(a: str, g: str, error: float | None = None) -> bool:
         return False  # an order of letters, CBAD, is no product
     if re.fullmatch(r"[\w\s.,]*[^\W\d_]{3}[\w\s.,]*", a) and a.casefold() == g.casefold():
         return True  # October 30
-    letter, chosen = _choice(g), _choice(a)
-    if (
-        letter
-        and chosen
-        and letter.upper() == chosen.upper()
-        and ("(" in g or "(" in a or letter.isupper())
-    ):
+    letter, chosen = _choice(g) or "", _choice(a) or ""
+    if letter.upper() == chosen.upper() and letter and ("(" in a + g or letter.isupper()):
         return True
     a, g = word_a if word_a in _WORDS.values() else a, word_g if word_g in _WORDS.values() else g
     if ":" in a or ":" in g:
         return _same_ratio(a, g, error)
-    a, g = (_plain_degrees(text) for text in (a, g))
     return _same_with_units(a.lstrip("+ ") or a, g.lstrip("+ ") or g, error)
-
-
-def _plain_degrees(text: str) -> str:
-    """Degrees inside of a function are a factor: \\tan 15° -> \\tan (15\\cdot\\pi/180)."""
-    if "°" in text and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
-        return re.sub(r"([0-9.]+)\s*°", r"(\1\\cdot\\pi/180)", text)
-    return text
 
 
 def _same_items(a: tuple, g: tuple, error: float | None, repeated: bool) -> bool:
@@ -1241,22 +1240,14 @@ def _same_equations(a: tuple, g: tuple, error: float | None) -> bool:
     if same(*((("leaf", name), g) if equation is a else (a, ("leaf", name))), error):
         return True  # 0.56 = 56%, (x + 1)^2 = x^2 + 2x + 1: both sides are right
     # x + y = 5 answers "what is x + y?", but as the gold it wants more than 5; 3 + 5 = 7 is wrong
-    return (
-        equation is a
-        and other[0] == "leaf"
-        and not _is_constant(left)
-        and not re.search("[0-9]", name)
-    )
+    asked = equation is a and other[0] == "leaf" and not _is_constant(left)
+    return asked and not re.search("[0-9]", name)
 
 
 def _same_relations(a: tuple, g: tuple, error: float | None) -> bool:
     """Inequalities by the difference of their sides, or as intervals."""
-    if (
-        a[0] == g[0]
-        and a[2] == g[2]
-        and len(a[1]) == 2
-        and proportional(a[1], g[1], positive=a[2] != ("!=",))
-    ):
+    alike = a[0] == g[0] and a[2] == g[2] and len(a[1]) == 2
+    if alike and proportional(a[1], g[1], positive=a[2] != ("!=",)):
         return True
     x, y = _as_intervals(a), _as_intervals(g)
     if "rel" in (x[0], y[0]) and "list" not in (x[0], y[0]):

@@ -8,13 +8,20 @@ A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.c
 different number of ranks can load it) plus state.pt: buffer, counters, prompt position. It is
 written under a temporary name and renamed when all of it is on disk: a folder with the final name
 is whole. There are no random states in it: every draw of this project comes from a generator seeded
-by (seed, step, what for), so the step number is the random state."""
+by (seed, step, what for), so the step number is the random state.
 
+It is also what a signal ends a run with (`finish_on_signals`)."""
+
+import hashlib
 import json
 import os
+import shlex
 import shutil
+import signal
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
@@ -23,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -34,12 +42,12 @@ from transformers.utils import logging as transformers_logging
 
 from buffer import Buffer
 from config import Config
-from data import model_folder
-from metrics import rewind_metrics
+from data import Problem, model_folder
+from metrics import DiskError, git_commit, reason, rewind_metrics, writing
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
 
-KEEP = 1  # complete checkpoints kept; the older one goes when the next is whole
+KEEP = 2  # whole checkpoints kept: a disk that damages the newest leaves the one before it
 
 
 @dataclass
@@ -70,9 +78,14 @@ def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Opti
     }
 
 
+def saved_steps(out: Path) -> list[Path]:
+    """The whole checkpoints of the run folder, the newest last."""
+    return sorted((out / "checkpoints").glob("step-*"))
+
+
 def latest(out: Path) -> Path | None:
-    """The newest complete checkpoint of the run folder, None where there is none."""
-    return max((out / "checkpoints").glob("step-*"), default=None)
+    """The newest of them, None where there is none."""
+    return max(saved_steps(out), default=None)
 
 
 def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> None:
@@ -80,42 +93,106 @@ def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> N
     back."""
     folder = out / "checkpoints"
     partial, final = folder / "partial", folder / f"step-{step:06d}"
-    if dist.get_rank() == 0:
+
+    def clear() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(tensors(models, optimizers), checkpoint_id=partial)
-    if dist.get_rank() == 0:
+
+    def finish() -> None:
         torch.save(state, partial / "state.pt")
         sync_folder(partial)
         os.rename(partial, final)
         sync_folder(folder)
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        for old in saved_steps(out)[:-KEEP]:
             shutil.rmtree(old)
-    dist.barrier()
+
+    values = tensors(models, optimizers)
+    try:
+        together(out, clear, ranks=1)
+        together(out, dcp.save, values, checkpoint_id=partial)
+        together(out, finish, ranks=1)
+    except DiskError:
+        if dist.get_rank() == 0:  # what does not fit should not fill the disk either
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
-def save_run(cfg: Config, state: State, models: dict, optimizers: dict, buffer: Buffer) -> None:
+def together(out: Path, write: Callable, *args, ranks: int = 0, **options) -> None:
+    """write(...) on every rank, or the first `ranks`. All wait for all, and where it fails on one
+    of them all say so: none waits for one that has ended."""
+    error = ""
+    try:
+        with writing(str(out)):
+            if not ranks or dist.get_rank() < ranks:
+                write(*args, **options)
+    except DiskError as problem:
+        error = str(problem)
+    for text in gather([error]):
+        if text:
+            raise DiskError(text)
+
+
+def save_run(
+    cfg: Config, state: State, models: dict, optimizers: dict, buffer: Buffer, asked: int = 0
+) -> None:
+    """Save the step. asked: the signal after which the run ends with it, unless it is done."""
     stored = buffer.state_dict(gather_in_order(buffer.stored()))
     save(Path(cfg.out), state.step, models, optimizers, vars(state) | dict(buffer=stored))
+    if asked and state.step < cfg.steps:
+        raise Stopped(asked, state.step)
 
 
 def load_run(cfg: Config, models: dict, optimizers: dict, buffer: Buffer) -> State:
     """The run's newest checkpoint put into all of them, and its metrics cut back to it; a new State
     where there is none."""
-    rank, out, state = dist.get_rank(), Path(cfg.out), State()
-    # One answer for all ranks, whatever a node's file cache says
-    saved = gather([latest(out)] if rank == 0 else [])[0]
+    out, state = Path(cfg.out), State()
+    saved, values = load_newest(out, models, optimizers)
     if saved:
-        values = load(saved, models, optimizers)
         buffer.load_state_dict(values.pop("buffer"))
         state = State(**values)
-    if rank == 0:
+    if dist.get_rank() == 0:
         due = cfg.eval_every and state.step % cfg.eval_every == 0
         evaluated = state.step >= cfg.steps or bool(due)
         rewind_metrics(out / "metrics.jsonl", state.step if saved else -1, evaluated)
+        for damaged in saved_steps(out):
+            if damaged > saved:  # its rows are gone: it must not be taken another time
+                target = damaged.with_name(f"damaged-{damaged.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(damaged, target)
     return state
+
+
+def load_newest(out: Path, models: dict, optimizers: dict) -> tuple[Path | None, dict]:
+    """Put the newest checkpoint that can be read into models and optimizers -> its folder, and the
+    state given to `save`; (None, {}) where there is none. One that is damaged is passed over with a
+    sentence; so is one that a running run deletes meanwhile, for the newer one that it has by
+    then."""
+    failed, errors = [], []
+    while True:
+        left = [path for path in saved_steps(out) if path not in failed]
+        # One answer for all ranks, whatever a node's file cache says
+        saved = gather([max(left, default=None)] if dist.get_rank() == 0 else [])[0]
+        if saved is None and failed:
+            raise DiskError(
+                f"--out {out}: none of its checkpoints can be read ({errors[0]}); restore one, or "
+                "name a new folder"
+            )
+        if saved is None:
+            return None, {}
+        values, error = {}, ""
+        try:
+            values = load(saved, models, optimizers)
+        except torch.OutOfMemoryError:  # says nothing about the disk
+            raise
+        except (Exception, CheckpointException) as problem:
+            error = reason(problem)
+        errors = [text for text in gather([error]) if text]
+        if not errors:
+            return saved, values
+        failed.append(saved)
+        if dist.get_rank() == 0:
+            print(f"{saved}: cannot be read ({errors[0]}); another one is taken")
 
 
 def load(path: Path, models: dict, optimizers: dict) -> dict:
@@ -135,13 +212,11 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
     rank = dist.get_rank()
     # all ranks gather
     weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
-    if rank == 0:
-        for name in policy.lm.all_tied_weights_keys:
-            weights.pop(name, None)
-        partial, old = (
-            folder.with_name(folder.name + ".partial"),
-            folder.with_name(folder.name + ".old"),
-        )
+    for name in policy.lm.all_tied_weights_keys:
+        weights.pop(name, None)
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+
+    def write() -> None:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         lm = policy.lm
@@ -151,12 +226,16 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
         settings.to_json_file(partial / "generation_config.json")
         lm.generation_config = settings
         tokenizer.save_pretrained(partial)
+        os.umask(umask := os.umask(0))
+        for path in partial.iterdir():  # safetensors writes for its owner alone, whatever is usual
+            path.chmod(0o666 & ~umask)
         sync_folder(partial)
         if folder.exists():
             os.rename(folder, old)
         os.rename(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+
+    together(folder.parent, write, ranks=1)
 
 
 def sync_folder(folder: Path) -> None:
@@ -174,10 +253,73 @@ def write_json(path: Path, value: dict) -> None:
     os.replace(partial, path)
 
 
+def record_start(cfg: Config, sha256: dict[str, str]) -> list[str]:
+    """Write config.json, with every start of the run in it -> what there is to say about that."""
+    path, commit = Path(cfg.out, "config.json"), git_commit()
+    old = json.loads(path.read_text()) if path.exists() else {}
+    starts = old.get("starts", [])
+    now = dict(time=time.strftime("%Y-%m-%d %H:%M:%S %z"), ranks=dist.get_world_size())
+    now |= dict(git_commit=commit, command=shlex.join(sys.argv))
+    facts = dict(git_commit=commit, ranks=now["ranks"], sha256=old.get("sha256", {}) | sha256)
+    write_json(path, asdict(cfg) | facts | dict(starts=[*starts, now]))
+    then = old.get("git_commit", commit)
+    if then == commit:
+        return []
+    return [f"warning: {cfg.out} ran code {then} so far, and {commit} now: results may differ"]
+
+
+def problems_sha256(problems: list[Problem]) -> str:
+    """Of all that training sees of them, so of a changed prompt or tokenizer, too."""
+    content = [(p.id, p.problem, p.gold, p.prompt_ids) for p in problems]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------- the end that a signal asks for
+
+asked: list[int] = []  # the signals that this rank got
+
+
+class Stopped(Exception):
+    """One sentence for the user. status: 128 + the signal, as if it had ended the process: the run
+    is not done, so a script must not go on as if it were, and a scheduler may start it again."""
+
+    def __init__(self, number: int, step: int):
+        self.status = 128 + number
+        name = signal.Signals(number).name
+        super().__init__(
+            f"{name}: ends after step {step}, which is saved; the same command goes on"
+        )
+
+
+def finish_on_signals() -> None:
+    """From now on SIGTERM (a scheduler's) and Ctrl-C let the present step end and be saved. A
+    second one ends at once; launchers repeat what the terminal has sent, hence the second between
+    the two."""
+
+    def note(number: int, _) -> None:
+        if not asked:
+            asked.extend((number, time.monotonic()))
+            name = signal.Signals(number).name
+            text = f"remix.py: {name}: this step ends and is saved; a second ends at once\n"
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                os.write(2, text.encode())  # print() could be interrupted in itself
+        elif time.monotonic() - asked[1] > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+
+
+def asked_to_stop() -> int:
+    """The signal that came to any rank, 0 if none did: a rank alone may get it, and all must save
+    together."""
+    return max(gather(asked[:1]), default=0)
+
+
 def main(run: str, folder: str = "") -> None:
     """Export the last checkpoint. SystemExit with one sentence when there is none."""
-    saved = latest(Path(run))
-    if saved is None:
+    if latest(Path(run)) is None:
         sys.exit(
             f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
             "(--save_every says when)"
@@ -186,9 +328,12 @@ def main(run: str, folder: str = "") -> None:
     transformers_logging.disable_progress_bar()
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
-    load(saved, dict(policy=policy), {})
-    target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")
-    export(policy, AutoTokenizer.from_pretrained(name), target)
+    try:
+        saved, _ = load_newest(Path(run), dict(policy=policy), {})
+        target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")
+        export(policy, AutoTokenizer.from_pretrained(name), target)
+    except DiskError as error:
+        sys.exit(f"checkpoint.py: {error}")
     print(f"written: {target}")
     dist.destroy_process_group()
 

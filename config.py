@@ -7,18 +7,23 @@
 The defaults are the paper's ReMix-PPO at 1.5B. Nothing slow is imported before the flags are read.
 """
 
-import contextlib
+import atexit
+import io
 import json
 import math
 import os
+import re
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import tyro
 
@@ -81,7 +86,8 @@ class Config:
     replay: str = "window"  # window is ReMix's way, others by their name in siblings.REPLAYS
     # k: the sampler has the weights of k steps ago, as in asynchronous training, always [steps]
     sampler_lag: int = 0
-    # weight on tokens for the sampler's own error, with --behaviour_logp trainer
+    # weight on tokens for the sampler's own error, with --behaviour_logp trainer, which would
+    # otherwise define it away: the GPU recipes take tis
     engine_weight: Literal["off", "tis", "icepop"] = "off"
 
     # Loss
@@ -93,6 +99,9 @@ class Config:
     # KL estimator; exact: over the whole vocabulary, a chunk of tokens at a time; holds the
     # anchors' hidden states in host memory, 4 H bytes a token
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
+    # weight k1 or k3 by pi_theta / pi_b: then replayed tokens, too, have the KL's own gradient
+    # (DeepSeek-V3.2)
+    kl_unbiased: bool = False
     # c, entropy bonus [0.001 for ppo, 0 for grpo] (TinyZero / DeepScaleR)
     entropy_coef: float | None = None
     value_clip: float = 0.5  # clip of the value around its old value, ppo (TinyZero)
@@ -138,14 +147,18 @@ class Config:
     save_every: int = 20  # steps between checkpoints
 
 
-# May differ when a run goes on. Those of the second line change memory and, at most, the rounding
+# May differ when a run goes on. Those of the second line change memory and, at most, the rounding;
+# evaluation looks at the policy and leaves it as it is
 CHANGEABLE = """out recipe steps save_every grader_workers
-    tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard""".split()
+    tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
+    eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens""".split()
 
 # What differs from the defaults, which are the paper's: for both algorithms, then for one of them
 BIG = dict(
-    gradient_checkpointing=True, behaviour_logp="trainer", eval_data="HuggingFaceH4/MATH-500",
-    eval_limit=200, eval_every=25,
+    gradient_checkpointing=True, behaviour_logp="trainer", engine_weight="tis",
+    eval_data="HuggingFaceH4/MATH-500", eval_limit=200, eval_every=25,
+    save_every=5,  # a step takes many minutes, and a kill loses all that are not saved
+    dtype="bfloat16",  # and no "auto": a machine without a GPU is an error, not a slow run
 )  # fmt: skip
 RECIPES: dict[str, dict[str, dict]] = {
     # The embedded task, on a laptop; 128 responses a step either way
@@ -202,7 +215,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 def parse_flags(argv: list[str] | None = None) -> Config:
     """Flags over the recipe's settings. An unknown flag or a value of the wrong kind ends with exit
-    status 2 and a box that names it; abbreviations are not taken (they would change meaning as
+    status 2 and a line that names it; abbreviations are not taken (they would change meaning as
     flags grow)."""
     first = read_flags(argv, Config())
     if first.recipe and first.recipe.lower() not in RECIPES:
@@ -232,15 +245,51 @@ def resolve(cfg: Config) -> Config:
 
 
 def read_flags(argv: list[str] | None, default: Config) -> Config:
-    silent = os.environ.get("LOCAL_RANK", "0") != "0"  # one rank of a node says what is wrong
-    with open(os.devnull, "w") as nowhere:
-        with contextlib.redirect_stderr(nowhere if silent else sys.stderr):
+    box = io.StringIO()  # what tyro draws around an error
+    try:
+        with redirect_stderr(box):
             return tyro.cli(Config, args=argv, default=default, use_underscores=True)
+    except SystemExit as end:
+        if end.code:
+            say(one_line(box.getvalue()))
+        raise
+
+
+def one_line(box: str) -> str:
+    """tyro's box of an error as one sentence: its first section, and the flags that it proposes."""
+    # What stands between the title and the next rule; both are of - where there is no Unicode
+    text = re.search(r"(?:─╮|---)\s*\n(.*?)\n(?:[│ ]*(?:───|---)|╰)", box, re.DOTALL)[1]
+    text = " ".join(text.replace("│", " ").split()).rstrip(".")
+    proposes = re.search("Perhaps you meant|similar to", box)
+    meant = re.findall(r"^[│ ] +(--\w+)", box, re.MULTILINE) if proposes else []
+    meant = f"did you mean {' or '.join(dict.fromkeys(meant))}? " if meant else ""
+    return f"{text}; {meant}--help lists all flags"
+
+
+def say(text: object) -> None:
+    """A last word, by one rank of each node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+
+
+def stop(error: Exception) -> NoReturn:
+    """End with one sentence, not a traceback."""
+    say(error)
+    sys.exit(getattr(error, "status", 1))
+
+
+def command_line() -> Config:
+    """parse_flags, as a command needs it."""
+    try:
+        return parse_flags()
+    except ValueError as error:
+        stop(error)
 
 
 def check_config(cfg: Config) -> None:
     """ValueError with one sentence that names the flag, the value and what to do. Called before a
     model is loaded."""
+    import torch
     from transformers.utils import is_flash_attn_2_available
 
     from loss import kl_convex_weight
@@ -259,8 +308,12 @@ def check_config(cfg: Config) -> None:
     vllm = cfg.engine == "vllm" or cfg.engine == "auto" and find_spec("vllm") is not None
     flash = cfg.dtype == "bfloat16" and is_flash_attn_2_available()
     weighs = cfg.engine_weight != "off"
+    big = cfg.recipe not in ("", "tiny")
     clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
     rows = [  # is it fine, the flag, what to do
+        (not big or torch.cuda.is_available() or cfg.dtype == "float32", "recipe", "is for GPUs, "
+         "and PyTorch sees none here: start it on a node with GPUs (train.sh then installs for "
+         "them), or say --dtype float32 if you do want it on this CPU"),
         *each("steps prompts_per_step mini_batch group_size tokens_per_micro_batch "
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
@@ -290,6 +343,8 @@ def check_config(cfg: Config) -> None:
          "looks at groups of responses; use --algo grpo"),
         (not weighs or cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's "
          "log-probs with the sampler's; add --behaviour_logp trainer"),
+        (not cfg.kl_unbiased or cfg.kl_estimator in ("k1", "k3"), "kl_estimator", "has no weighted "
+         "form; use k1 or k3, or leave --kl_unbiased out"),
         (not weighs or not loss or loss.per != "response", "engine_weight", f"weighs tokens, and "
          f"--loss {cfg.loss} is one term a response; use off"),
         (cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed "
@@ -308,25 +363,155 @@ def check_config(cfg: Config) -> None:
             raise ValueError(f"--{name} {getattr(cfg, name)}: {what}")
 
 
+def saved_config(out: Path) -> dict | None:
+    """config.json of the run in `out`; None where there is none. A flag that is younger than the
+    run has its default there."""
+    if not (out / "config.json").exists():
+        return None
+    try:
+        old = json.loads((out / "config.json").read_text())
+        flags = {f.name: old[f.name] for f in fields(Config) if f.name in old}
+    except (json.JSONDecodeError, TypeError):
+        raise ValueError(f"--out {out}: its config.json is damaged; restore it, or name a new "
+                         "folder") from None  # fmt: skip
+    return old | asdict(resolve(Config(**flags)))
+
+
 def check_out(cfg: Config) -> None:
     """ValueError if the run folder is another run's, or something else's; the same run goes on."""
     out, new = Path(cfg.out), asdict(cfg)
-    if not (out / "config.json").exists():
-        if out.exists() and any(out.iterdir()):
+    ours = ("lock", "config.json.partial")  # left by a start that was killed
+    try:
+        old = saved_config(out)
+        if old is None and out.exists() and any(path.name not in ours for path in out.iterdir()):
             raise ValueError(f"--out {out}: is not empty and holds no run; name a new folder")
-        return
-    old = json.loads((out / "config.json").read_text())
-    if "top_p" in old:  # a flag that is gone; the names in its checkpoints are others, too
+    except OSError as error:  # a file, below a file, not to be read
+        raise ValueError(
+            f"--out {out}: {error.strerror}; name a folder that can be written"
+        ) from None
+    if old and "top_p" in old:  # a flag that is gone; the names in its checkpoints are others, too
         raise ValueError(
             f"--out {out}: the run in it is of an older version, {old.get('git_commit')}; go on "
             "with that commit, or name a new folder"
         )
-    for name in new:
+    for name in new if old else ():
         if name not in CHANGEABLE and old.get(name) != new[name]:
             raise ValueError(
                 f"--{name} {new[name]}: the run in --out {out} has --{name} {old.get(name)}; go on "
                 "with that value, or name a new folder"
             )
+
+
+RENEW_S = 15.0  # the lock's time is renewed so often
+STALE_S = 180.0  # an older one was left by a process that is gone
+
+
+def lock(out: Path) -> None:
+    """OUT/lock names the process that runs there, until it ends. ValueError where another one does,
+    or where nothing can be written."""
+    path, mine = out / "lock", dict(host=socket.gethostname(), pid=os.getpid(), since=time.time())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                with open(path, "x") as file:
+                    file.write(json.dumps(mine))
+                break
+            except FileExistsError:
+                free(path)
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: {error.strerror}; name a folder that can be written"
+        ) from None
+
+    def is_mine() -> bool:
+        return json.loads(path.read_text()) == mine
+
+    def renew() -> None:
+        while True:
+            time.sleep(RENEW_S)
+            with suppress(OSError):  # what the disk lacks is said where something is saved
+                if not is_mine():  # this machine slept, say, and somebody went on with the run
+                    os.write(2, f"remix.py: --out {out}: another process runs there now\n".encode())
+                    os._exit(1)
+                os.utime(path)
+
+    def release() -> None:
+        with suppress(OSError):
+            if is_mine():
+                path.unlink()
+                out.rmdir()  # empty if the run was refused
+
+    threading.Thread(target=renew, daemon=True).start()
+    atexit.register(release)
+
+
+def free(path: Path) -> None:
+    """Delete the lock of a process that is gone; ValueError if it is there. One that died on this
+    host is known by its pid; of another host only time can tell, and is waited for."""
+    began, seen = time.time(), set()
+    while path.exists():
+        with suppress(FileNotFoundError):
+            renewed, text = path.stat().st_mtime, path.read_text()
+            seen.add(renewed)
+            try:
+                held = json.loads(text)
+            except json.JSONDecodeError:  # just being written
+                held = dict(host="?", pid=0)
+            here = held["host"] == socket.gethostname()
+            stale = time.time() - min(renewed, began) > STALE_S
+            if stale or here and not runs(held["pid"]):
+                path.unlink()
+            elif here or len(seen) > 1:
+                raise ValueError(
+                    f"--out {path.parent}: process {held['pid']} on {held['host']} runs there; "
+                    "wait for it, end it, or name a new folder"
+                )
+            else:
+                if time.time() - began < 1:
+                    print(f"{path} of {held['host']} is taken over if it is not renewed soon")
+                time.sleep(1)
+
+
+def runs(pid: int) -> bool:
+    """Another process of this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return pid != os.getpid()
+
+
+def check_problems(cfg: Config, sha256: dict[str, str]) -> None:
+    """ValueError if the problems, or their prompts, are not those that the run in --out began with.
+    sha256: of those of --data and --eval_data."""
+    old = saved_config(Path(cfg.out)) or {}
+    for flag, now in sha256.items():
+        then = old.get("sha256", {}).get(flag, now)
+        changed = any(old.get(name) != getattr(cfg, name) for name in ("eval_data", "eval_limit"))
+        if now != then and not (flag == "eval_data" and changed):  # others were asked for
+            raise ValueError(
+                f"--{flag} {getattr(cfg, flag)}: its problems or their prompts are not those that "
+                f"the run in --out {cfg.out} began with (sha256 {now[:8]}, then {then[:8]}); put "
+                "them back, or name a new folder"
+            )
+
+
+def check_ranks(facts: dict) -> None:
+    """ValueError where the ranks do not run the same: nodes are started one by one, and each reads
+    its own command line, code and environment."""
+    from parallel import gather
+
+    (host, first), *others = gather([(socket.gethostname(), facts)])
+    for rank, (there, theirs) in enumerate(others, 1):
+        for name in first | theirs:
+            if theirs.get(name) != first.get(name):
+                raise ValueError(
+                    f"{name}: {theirs.get(name)} on {there} (rank {rank}), {first.get(name)} on "
+                    f"{host} (rank 0); start every node with the same flags, code and environment"
+                )
 
 
 def check_shared(out: str) -> None:
@@ -354,7 +539,4 @@ def command(cfg: Config) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        print(command(parse_flags()))
-    except ValueError as error:
-        sys.exit(f"config.py: {error}")
+    print(command(command_line()))

@@ -3,17 +3,22 @@
 # Needs Python 3.11 or newer with venv and pip, 3 GB of disk, and a package index. PYTHON=python3.12 picks another one.
 set -euo pipefail
 cd "$(dirname "$0")"
-stamp=.venv/installed-$(cat requirements*.txt install.sh | cksum | cut -d' ' -f1)
-[ -e "$stamp" ] && exit 0
+kind=cpu
+if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then kind=gpu; fi
+version=$(cat requirements*.txt install.sh | cksum | cut -d' ' -f1)
+stamp=.venv/installed-$kind-$version
+# What a GPU node has installed is left alone by a login node without one, not the other way round
+installed() { [ -e "$stamp" ] || [ -e ".venv/installed-gpu-$version" ]; }
+installed && exit 0
 if command -v flock > /dev/null; then # several nodes may share this folder: one installs, the others wait
   exec 9> .install.lock
   flock 9
-  [ -e "$stamp" ] && exit 0
+  installed && exit 0
 fi
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   { echo "install.sh: Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON=..." >&2; exit 2; }
-echo "Installing into .venv (once; 2 to 4 GB, some minutes) ..."
+echo "Installing into .venv, for $kind (once; 2 to 4 GB, some minutes) ..."
 rm -rf .venv
 "$python" -m venv .venv
 .venv/bin/pip install -q --disable-pip-version-check uv==0.13.8
@@ -27,7 +32,7 @@ for name in torchvision torchaudio torchcodec opencv-python-headless; do
 done
 uv() { .venv/bin/uv pip install -q --python .venv/bin/python "$@"; }
 
-if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
+if [ "$kind" = gpu ]; then
   uv -r requirements-gpu.txt --override "$overrides"
 else
   echo "triton; sys_platform == \"never\"" >> "$overrides"

@@ -20,7 +20,7 @@ Log-probs of the sampled token, in nats:
 - [open] tokens are averaged over the whole mini-batch (all ranks and micro-batches), not per
   response.
 - [open] the KL is estimated on the batch's own tokens, replayed ones too, with k3 and without an
-  importance weight.
+  importance weight (--kl_unbiased has one).
 - [open] GRPO's advantage of a replayed group comes from that group's own rewards, std unbiased,
   1e-6 added.
 - [open] advantages of PPO are whitened over the whole mixed batch.
@@ -58,24 +58,40 @@ def geppo_clip_eps(clip_eps: float, age_shares: list[float]) -> float:
 # ---------------------------------------------------------------------------------------- KL-Convex
 
 
-def kl(logp: Tensor, logp_ref: Tensor, estimator: str = "k3") -> Tensor:
+def kl(
+    logp: Tensor, logp_ref: Tensor, estimator: str = "k3", logp_b: Tensor | None = None
+) -> Tensor:
     """KL(pi_theta || pi_ref) per token, >= 0 in expectation over pi_theta; *added* to the loss it
     pulls theta to ref.
 
     k1, k2, k3 (Schulman, http://joschu.net/blog/kl-approx.html): log-probs of the sampled token,
-    (B, T) -> (B, T). exact: sum over the vocabulary of full log-softmaxes, (B, T, V) -> (B, T); in
-    training model.TokenTerms computes it a chunk of tokens at a time, and is tested against this.
+    (B, T) -> (B, T). As losses they have, in expectation over pi_theta, different gradients (Tang
+    and Munos 2025, arXiv 2506.09477):
+        k2      that of KL(pi_theta || pi_ref)
+        k3      that of KL(pi_ref || pi_theta), which pulls, too
+        k1      its own is 0, and on replayed data it pushes *away*: here it has k2's
+        exact   that of KL(pi_theta || pi_ref), on any data: a sum over the vocabulary of full
+                log-softmaxes, (B, T, V) -> (B, T). In training model.TokenTerms computes it a chunk
+                of tokens at a time, and is tested against this.
+    On replayed data k1 to k3 pull the tokens that pi_b sampled to their probability under pi_ref.
+    With logp_b, k1 and k3 are weighted by pi_theta / pi_b and have the value and the gradient of
+    KL(pi_theta || pi_ref) whichever policy sampled (DeepSeek-V3.2, arXiv 2512.02556).
     """
     log_ratio = logp_ref - logp  # log(pi_ref / pi_theta): the other way round is the classic k3 bug
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio.square()
-    if estimator == "k3":
-        return torch.exp(log_ratio) - log_ratio - 1
+    k2 = 0.5 * log_ratio.square()
     if estimator == "exact":
         return -(torch.exp(logp) * log_ratio).sum(-1)
-    raise ValueError(f"kl_estimator must be k1, k2, k3 or exact, not {estimator!r}")
+    if estimator == "k2":
+        return k2
+    if estimator == "k1":
+        estimate = -log_ratio
+        if logp_b is None:
+            return estimate.detach() + (k2 - k2.detach())  # k1's value, k2's gradient
+    elif estimator == "k3":
+        estimate = torch.exp(log_ratio) - log_ratio - 1
+    else:
+        raise ValueError(f"kl_estimator must be k1, k2, k3 or exact, not {estimator!r}")
+    return estimate if logp_b is None else torch.exp(logp - logp_b) * estimate
 
 
 def kl_convex_lambda(

@@ -9,12 +9,16 @@ import math
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
 
 from buffer import Response
@@ -94,12 +98,12 @@ class Log:
     def start(self, step: int) -> None:
         self.step, self.began, self.seconds = step, time.perf_counter(), {}
         self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
-        self.engine_gap = math.nan  # mean |engine - trainer| log-prob of pi_k's own samples, nats
+        self.engine_gap = 0.0  # mean |engine - trainer| log-prob of the sampler's responses, nats
         self.norms: list[dict[str, float]] = []  # of each mini-batch
         self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
 
     def zeros(self, device: str) -> dict[str, Tensor]:
-        sizes = dict(terms=len(TERMS), ages=(self.ages, len(RATIO_SUMS)), quarters=(4, 2), gap=1)
+        sizes = dict(terms=len(TERMS), ages=(self.ages, len(RATIO_SUMS)), quarters=(4, 2))
         return {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
 
     def phase(self, name: str) -> None:
@@ -124,7 +128,6 @@ class Log:
         sums["ages"].index_add_(0, age, ratio_sums(logp, x, eps))
         if x.replayed.any():
             sums["quarters"] += ratio_by_quarter(logp, x.logp_b, x.mask * x.replayed[:, None])
-        sums["gap"] += ((logp - x.logp_b).abs() * x.mask * (age == 0)[:, None]).sum()
 
     def reduce(self) -> None:
         """A mini-batch, before the weights change: sums over the ranks. FloatingPointError, naming
@@ -133,10 +136,6 @@ class Log:
         if dist.get_world_size() > 1:
             for x in sums.values():
                 dist.all_reduce(x)
-        if not self.norms and self.cfg.behaviour_logp == "engine":
-            # Nothing is updated yet: what differs is the engine
-            gap, n = sums["gap"].item(), sums["ages"][0, 0].item()
-            self.engine_gap = gap / n if n else math.nan
         self.stop_if_not_finite(dict(zip(TERMS, sums["terms"].tolist(), strict=True)))
         self.totals = {k: total + sums[k].cpu() for k, total in self.totals.items()}
 
@@ -150,7 +149,7 @@ class Log:
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"step {self.step}: {name} is {value}; the run stops before this update, and "
-                    "the last checkpoint is intact. Lower --lr, or look at ratio_mean and "
+                    f"{what_is_left(self.cfg.out)}. Lower --lr, or look at ratio_mean and "
                     "log_ratio_sq in metrics.jsonl"
                 )
 
@@ -192,7 +191,7 @@ class Log:
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
         }
         if self.main:
-            with open(self.path, "a") as file:
+            with writing(self.cfg.out), open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if "reward" in row:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
@@ -213,6 +212,41 @@ class Log:
 # ----------------------------------------------------------------------------------- files of a run
 
 
+def what_is_left(out: str) -> str:
+    """Of a run that ends early."""
+    saved = max(Path(out, "checkpoints").glob("step-*"), default=None)
+    if saved is None:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {int(saved.name[-6:])} is intact"
+
+
+class DiskError(Exception):
+    """What a run needs cannot be written or read: one sentence for the user."""
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Around what writes into the run folder: a full disk, one that has become read-only. The
+    libraries' writers raise kinds of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+        raise DiskError(
+            f"--out {out}: cannot be written ({reason(error)}); {what_is_left(out)}. Make room, "
+            "and the same command goes on"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in a few words."""
+    if isinstance(error, CheckpointException):  # of a rank, wrapped
+        error, _ = next(iter(error.failures.values()))
+    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0][:200]
+    if "inline_container" in text:  # torch.save's writer: its file ended before it did
+        return "a file could not be written whole: the disk is full?"
+    return text or type(error).__name__
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
     rows = []
@@ -231,9 +265,10 @@ def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     if rows and not evaluated:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(partial, path)
+    with writing(path.parent):
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, path)
 
 
 def git_commit() -> str:

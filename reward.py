@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
@@ -87,13 +88,12 @@ def work(descriptor: int) -> None:
     """A worker: replies b"1", b"0" or an error to (answer, gold), until its parent is gone."""
     pipe, parent = Connection(descriptor), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # Also fills the parser's tables. With a broken parser every reward would be 0: do not start.
+    with suppress(OSError, ValueError):  # macOS has no such limit; the deadline holds there, too
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # With a broken parser every reward would be 0: do not start
     for answer, gold, right in SELF_TEST:
         if equivalent(answer, gold) is not right:
-            raise RuntimeError(
-                f"the grader's self-test failed: {answer} and {gold}; is math-verify installed?"
-            )
+            raise RuntimeError(f"the grader's self-test failed: {answer} and {gold}")
     pipe.send_bytes(b"ready")
     while True:
         while not pipe.poll(5.0):

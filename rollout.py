@@ -9,8 +9,8 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
   temperature.
 - Seeds are per response (seed + j for the j-th of a prompt), so a response does not depend on which
   others were sampled beside it, nor on the number of ranks.
-- A weight sync that goes wrong is silent and fatal, so remix.py compares engine and trainer
-  log-probs (`check_gap`) after the first sync and on every resume.
+- A weight sync that goes wrong is silent and fatal. So every run starts with one of changed weights
+  (`prove_sync`), and in every step and evaluation engine and trainer are compared (`check_engine`).
 - vLLM under torchrun: one engine a rank (`external_launcher`); the process group must exist before
   `make_engine`.
 """
@@ -25,10 +25,13 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+import parallel
 from buffer import Response
-from data import stop_tokens
-from model import checkpoint_format, model_options, read_model
-from parallel import become_a_rank, frozen_pass
+from config import Config
+from data import Problem, stop_tokens
+from model import checkpoint_format, full_weights, model_options, read_model
+
+PROBES = 16  # responses that are compared at a time, of all engines together, and their tokens
 
 
 class Sample(NamedTuple):
@@ -80,7 +83,7 @@ class VLLMEngine:
     def __init__(
         self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int
     ):
-        become_a_rank()
+        parallel.become_a_rank()
         quiet_vllm()
         from vllm import LLM, SamplingParams
 
@@ -149,7 +152,8 @@ class VLLMEngine:
         self.wake("weights")
         known = ((name, tensor) for name, tensor in weights if name not in self.unknown)
         known = checkpoint_format(self.lm, known)
-        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
+        with nothing_is_lost():
+            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
         self.llm.reset_prefix_cache()
 
     def generate(
@@ -190,6 +194,27 @@ class VLLMEngine:
         # Or its allocator unmaps twice what sleeps (vLLM's cumem.py, from source)
         self.wake("weights", "kv_cache")
         self.llm.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def nothing_is_lost() -> Iterator[None]:
+    """Around vLLM's loading, which only warns of parameters that nothing was sent for: WrongWeights
+    that names them."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("vllm.model_executor.model_loader")
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(listener)
+    for text in said:
+        if "weights were not loaded" in text:
+            raise WrongWeights(f"--engine vllm: a weight sync is not whole: {text[:300]}")
 
 
 @contextmanager
@@ -395,20 +420,29 @@ class WrongWeights(RuntimeError):
     """Sampler and trainer are not the same policy."""
 
 
-def check_engine(
-    responses: list[Response], policy: torch.nn.Module, budget: int, device: str, dtype: str
-) -> None:
-    """WrongWeights if the engine's log-probs of its samples are not the policy's."""
-    theirs = frozen_pass(policy, responses, budget, device)
-    check_gap([r.logp_b for r in responses], theirs, dtype)
+def check_engine(mine: list[Response], policy: torch.nn.Module, cfg: Config) -> float:
+    """Mean |engine - trainer| log-prob in nats, of a few responses of each engine. mine: some that
+    this rank's engine sampled from the policy, with its log-probs in logp_b. WrongWeights, on every
+    rank, where one engine's are not the policy's: then weights did not arrive, or temperature or
+    prompts differ, and every importance ratio would be wrong."""
+    device = next(policy.parameters()).device.type
+    engines = parallel.gather([mine[:PROBES]], cfg.tensor_parallel)
+    each = max(2, PROBES // len(engines))
+    engines = [responses[:each] for responses in engines if responses]
+    some = [r for responses in engines for r in responses]
+    theirs = iter(parallel.frozen_pass(policy, some, cfg.tokens_per_micro_batch, device))
+    gaps = [
+        check_gap([r.logp_b for r in responses], [next(theirs) for _ in responses], cfg.dtype)
+        for responses in engines
+    ]
+    return sum(gaps) / len(gaps)
 
 
 def check_gap(
     engine_logp: list[torch.Tensor], trainer_logp: list[torch.Tensor], dtype: str
 ) -> float:
     """Mean |engine - trainer| log-prob over some samples, nats. WrongWeights when it is more than
-    rounding: then the weights did not arrive, or temperature or chat template differ, and every
-    importance ratio would be wrong."""
+    rounding."""
     gap = (torch.cat(engine_logp) - torch.cat(trainer_logp)).abs().mean().item()
     limit = gap_limit(dtype)
     if not gap <= limit:
@@ -418,3 +452,45 @@ def check_gap(
             "distribution; try the other --engine"
         )
     return gap
+
+
+def probe(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Config) -> None:
+    """`check_engine` on samples that are drawn for it: short ones, at the training temperature."""
+    prompts = [p.prompt_ids for p in problems[:PROBES]]
+    # Long enough to fill blocks of the prefix cache
+    prompts = [(ids * 64)[: min(max(len(ids), 64), cfg.max_prompt_tokens)] for ids in prompts]
+    options = dict(temperature=cfg.temperature, max_tokens=min(PROBES, cfg.max_tokens))
+    groups = engine.generate(prompts, seeds=list(range(len(prompts))), **options)
+    responses = [
+        Response(prompt, s.tokens, torch.tensor(s.logp), s.finished, 0.0, 0)
+        for prompt, (s,) in zip(prompts, groups, strict=True)
+    ]
+    check_engine(responses, policy, cfg)
+
+
+def prove_sync(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Config) -> None:
+    """At the start of a run: whatever is lost on the way to the engine, it is noticed here. Policy
+    and engine hold the same files then, so a sync that does nothing would look right: every weight
+    is changed, sent and compared. The policy is put back; the engine's next sync sends it.
+
+    WrongWeights if a tensor does not arrive, or the prefix cache keeps what the old one left.
+    """
+    engine.sync(full_weights(policy, cfg.dtype))
+    probe(engine, policy, problems, cfg)  # they compute the same; the caches are full
+    kept = {name: parallel.local(p).detach().cpu() for name, p in policy.named_parameters()}
+    kept = {name: p.clone() for name, p in kept.items()}
+    with torch.no_grad():
+        for p in policy.parameters():
+            p = parallel.local(p)
+            # By half, up and down: the norms of many families undo a common factor
+            wave = torch.arange(p.numel(), dtype=p.dtype, device=p.device).mul_(2.4).cos_()
+            p.mul_(1 + 0.5 * wave.view_as(p))
+            if p.ndim == 1:
+                p.add_(0.1 * wave)  # a bias may be 0
+    try:
+        engine.sync(full_weights(policy, cfg.dtype))
+        probe(engine, policy, problems, cfg)
+    finally:
+        with torch.no_grad():
+            for name, p in policy.named_parameters():
+                parallel.local(p).copy_(kept[name])

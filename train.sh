@@ -8,7 +8,8 @@
 #
 # NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes, on each:
 # TORCHRUN="--nnodes 2 --rdzv_backend c10d --rdzv_endpoint HOST:29500". The same command goes on
-# where a run stopped; other flags want another --out. The recipes are a table in config.py.
+# where a run stopped; other flags want another --out. Ctrl-C or SIGTERM: the step ends and is saved
+# (exit status 130 or 143). The recipes are a table in config.py.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bash "$here/install.sh"
@@ -18,23 +19,25 @@ recipe=tiny
 case "${1:-}" in "" | -*) ;; *) recipe=$1 && shift ;; esac
 
 launch() {
+  "$python" "$here/config.py" "$@" > /dev/null # a slip is said once and at once, not by every rank
   gpus=$("$python" -c "import torch; print(torch.cuda.device_count())")
   nproc=${NPROC:-$((gpus > 0 ? gpus : 1))}
   if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
+    # A signal lets the step end and be saved, but torchrun kills after 30 s: more, for long steps
     # shellcheck disable=SC2086
-    "$here/.venv/bin/torchrun" --nproc_per_node "$nproc" ${TORCHRUN:-} "$here/remix.py" "$@"
+    $run "$here/.venv/bin/torchrun" --nproc_per_node "$nproc" --shutdown_timeout 900 \
+      ${TORCHRUN:-} "$here/remix.py" "$@"
   else
-    "$python" "$here/remix.py" "$@"
+    $run "$python" "$here/remix.py" "$@"
   fi
 }
 
 if [ "$recipe" = tiny ] || [ "$recipe" = compare ]; then
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more threads are slower at this size
 fi
-if [ "$recipe" != compare ]; then
-  launch --recipe "$recipe" "$@"
-  exit
-fi
+run=exec # a scheduler's signal then reaches Python, not this shell
+[ "$recipe" = compare ] || launch --recipe "$recipe" "$@"
+run=
 # About as many responses each. m = 3 while ReMix would mix: its m / (1 - p) = 3.3 passes a response
 plain="--off_policy_ratio 0 --kl_convex off --steps 19"
 out=out/compare

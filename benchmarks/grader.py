@@ -2,12 +2,13 @@
 
     python benchmarks/grader.py                                 the cases of tests/test_reward.py
     python benchmarks/grader.py CASES.jsonl [CASES.jsonl ...]   cases of your own
+    python benchmarks/grader.py --generate 20000                random ones, of generate_answers.py
 
 A line of a file is {"gold", "pred", "expected", "kind"}; with "full": true, `pred` is a whole
 response that must hold a box. A few hostile answers are built in. math-verify alone is `parse` and
-`verify` as its README has them, with its own timeouts (which need the main thread); an answer that
-it gives up on counts as graded wrong. Latencies are of `equivalent` in this process, parser warm,
-each case once. Exit status 1 if the grader exceeds a bound of BOUNDS.
+`verify` as its README has them, with its own timeouts (which need the main thread). An answer that
+it gives up on counts as graded wrong. Latencies are of `equivalent` in this process, each case
+once. Exit status 1 if the grader exceeds a bound of BOUNDS.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import reward
+from benchmarks.generate_answers import generate
 
 BOUNDS = {"accuracy": 0.995, "median_s": 0.001, "p99_s": 0.2, "max_s": 2.0}
 HOSTILE = [
@@ -40,7 +42,7 @@ HOSTILE = [
 
 
 def math_verify_alone(pred: str, gold: str) -> bool:
-    from math_verify import parse, verify
+    from math_verify import parse, verify  # late: --ours-only needs neither it nor sympy
 
     return verify(parse(f"${gold}$"), parse(pred if "\\boxed" in pred else f"${pred}$"))
 
@@ -55,11 +57,11 @@ def grade(grader, rows: list[dict]) -> tuple[list[bool], list[float]]:
     for row in rows:
         pred = row["pred"]
         if row.get("full") and "\\boxed" not in pred:
-            pred = ""  # a response without a box has no answer, whatever may be read into its text
+            pred = ""  # no box, no answer, whatever the grader reads into its text
         start = time.perf_counter()
         try:
             verdict = grader(pred, row["gold"])
-        except Exception:  # math-verify alone; ours never raises, or the count of rights shows it
+        except Exception:  # math-verify alone; ours is not meant to raise, and the count shows it
             verdict = None
         seconds.append(time.perf_counter() - start)
         right.append(verdict == row["expected"])
@@ -73,6 +75,27 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {name: ordered[min(int(share * len(ordered)), last)] for name, share in at.items()}
 
 
+def generated(count: int, show: bool) -> None:
+    """Random pairs: the shares said to be equal, of those that are and of those that are not."""
+    rows = generate(count)
+    right, seconds = grade(ours, rows)
+    print("| pairs | equal | of them said to be equal | different | of them said to be equal |")
+    print("|---|---:|---:|---:|---:|")
+    for kind in [*sorted({row["kind"] for row in rows}), "all"]:
+        shares = []
+        for equal in (True, False):
+            among = [row["expected"] is equal and kind in (row["kind"], "all") for row in rows]
+            said = sum(fine is equal for fine, chosen in zip(right, among, strict=True) if chosen)
+            shares += [sum(among), said / max(sum(among), 1)]
+        print("| {} | {:,} | {:.2%} | {:,} | {:.2%} |".format(kind, *shares))
+    print(", ".join(f"{name} {value:.5f}" for name, value in summary(seconds).items()))
+    for row, fine in zip(rows, right, strict=True):
+        if show and not fine:
+            print("WRONG", json.dumps(row))
+    if shares[1] < 0.999 or shares[3] > 0.0005:
+        sys.exit("out of bounds: 99.9 % of the equal pairs, 0.05 % of the different ones")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,7 +104,10 @@ def main() -> None:
     flag = parser.add_argument
     flag("--ours-only", action="store_true", help="skip math-verify, which may take minutes")
     flag("--show", action="store_true", help="print each case that the grader gets wrong")
+    flag("--generate", type=int, default=0, metavar="N", help="N random pairs in place of files")
     options = parser.parse_args()
+    if options.generate:
+        return generated(options.generate, options.show)
     hostile = {"gold": "8", "expected": False, "kind": "hostile (built in)"}
     rows = [hostile | {"pred": pred} for pred in HOSTILE]
     for name in options.files:
@@ -97,14 +123,12 @@ def main() -> None:
                 rows += [row | {"pred": pred, "expected": False} for pred in wrong]
 
     logging.disable(logging.WARNING)  # math-verify logs each answer that it cannot read
-    reward.equivalent(r"\frac{x^2}{\sqrt{2}}", r"\sin^2(x) e^{-x}")  # fills the parser's tables
     graders = {"reward.py": ours}
     if not options.ours_only:
         graders["math-verify"] = math_verify_alone
     results = {name: grade(grader, rows) for name, grader in graders.items()}
 
-    kinds = {row["kind"] for row in rows}
-    kinds = sorted(kinds, key=lambda kind: (kind.startswith("hostile"), kind))
+    kinds = sorted({row["kind"] for row in rows}, key=lambda kind: ("hostile" in kind, kind))
     print(f"{'kind':24}{'cases':>8}" + "".join(f"{name:>14}" for name in graders))
     for kind in [*kinds, None]:
         chosen = [i for i, row in enumerate(rows) if kind in (row["kind"], None)]

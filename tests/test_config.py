@@ -1,17 +1,21 @@
 """Flags, recipes and their refusals: one sentence that names the flag, the value and what to do."""
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
+import torch
 from conftest import ROOT
 
 import config
 from buffer import fresh_prompts
 
 BIG = (
-    "--gradient_checkpointing --behaviour_logp trainer {}--eval_data HuggingFaceH4/MATH-500 "
-    "--eval_every 25 --eval_limit 200"
+    "--gradient_checkpointing --behaviour_logp trainer --engine_weight tis {}"
+    "--eval_data HuggingFaceH4/MATH-500 --eval_every 25 --eval_limit 200 --save_every 5 "
+    "--dtype bfloat16"
 )
 TINY = (
     "--tokens_per_micro_batch 2048 --max_prompt_tokens 64 --max_tokens 128 "
@@ -39,7 +43,12 @@ def test_a_recipe_is_the_command_it_stands_for(recipe):
     cfg = config.parse_flags(["--recipe", *recipe.split()])
     flags = f"remix.py {COMMANDS[recipe]}".split(" --")
     assert sorted(config.command(cfg).split(" --")) == sorted(flags)
-    config.check_config(config.resolve(cfg))
+    if "bfloat16" in COMMANDS[recipe] and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--recipe .*: is for GPUs, .* say --dtype float32"):
+            config.check_config(config.resolve(cfg))
+        cfg = config.parse_flags(["--recipe", *recipe.split(), "--dtype", "float32"])
+    if cfg.tensor_parallel == 1 or find_spec("vllm"):
+        config.check_config(config.resolve(cfg))
 
 
 @pytest.mark.parametrize(
@@ -81,3 +90,54 @@ def test_every_flag_has_its_comment_as_help():
     texts = {part.split()[0].strip(","): part for part in done.stdout.split("│ --")[1:]}
     for f in config.fields(config.Config):
         assert len(texts[f.name].replace("│", "").split()) > 5, f.name
+
+
+def test_e10_a_slip_in_a_flag_is_answered_before_torch_is_imported():
+    """Friction 18: one line with the flag that was meant, from one rank of a node."""
+    command = [sys.executable, "-X", "importtime", "remix.py", "--kl_estimater", "k3"]
+    for rank, lines in (("0", 1), ("1", 0)):
+        env = os.environ | dict(LOCAL_RANK=rank)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        said = [x for x in done.stderr.splitlines() if not x.startswith("import time:")]
+        assert done.returncode == 2 and len(said) == lines
+        modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+        assert "tyro" in modules and not modules & {"torch", "transformers", "numpy"}
+        for line in said:
+            assert line == (
+                "remix.py: Unrecognized options: --kl_estimater, k3; did you mean --kl_estimator? "
+                "--help lists all flags"
+            )
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (
+            "--algo dpo",
+            "invalid choice 'dpo' for argument '--algo'. Expected one of ('ppo', 'grpo')",
+        ),
+        ("--steps many", "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
+        ("--lr", "Missing value for argument '--lr'. Expected 1 values"),
+        ("7b", "Unrecognized options: 7b"),
+    ],
+)
+def test_friction_18_an_error_is_one_line(flags, line, capsys):
+    with pytest.raises(SystemExit):
+        config.parse_flags(flags.split())
+    assert capsys.readouterr().err.endswith(f": {line}; --help lists all flags\n")
+
+
+def test_friction_18_train_sh_says_a_slip_once(tmp_path):
+    """In a folder of its own, where install.sh has nothing to do; torchrun is never reached."""
+    (tmp_path / "install.sh").touch()
+    for name in ("train.sh", "config.py", ".venv"):
+        (tmp_path / name).symlink_to((ROOT / name).resolve())
+    for flags, status, line in [
+        (["13b"], 1, "config.py: --recipe 13b: there is none; take tiny, 1.5b, 7b, 32b"),
+        (["7b", "--sed", "1"], 2, "config.py: Unrecognized options: --sed, 1; did you mean --seed"),
+    ]:
+        command = ["bash", str(tmp_path / "train.sh"), *flags]
+        env = os.environ | dict(NPROC="2")
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == status and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith(line) and not done.stdout

@@ -128,7 +128,7 @@ def test_geppo_clip_eps():
 @pytest.mark.parametrize(
     "estimator, value, grad",
     [
-        ("k1", lambda d: d, lambda d: np.ones_like(d)),  # d = logp - logp_ref
+        ("k1", lambda d: d, lambda d: d),  # d = logp - logp_ref; the gradient is k2's
         ("k2", lambda d: d**2 / 2, lambda d: d),
         ("k3", lambda d: np.exp(-d) + d - 1, lambda d: 1 - np.exp(-d)),
     ],
@@ -168,21 +168,64 @@ def test_exact_kl_value_and_gradient():
     close(logits.grad, p * (np.log(p) - ref.numpy() - value[..., None]))
 
 
-@pytest.mark.parametrize("estimator", ["k2", "k3", "exact"])
-def test_minimising_the_kl_moves_the_policy_towards_the_reference(estimator):
-    """The sign: gradient descent on +KL brings pi_theta closer to pi_ref (TinyZero's snapshot moves
-    it away)."""
-    logits, ref = (
-        torch.zeros(1, 1, 2, requires_grad=True),
-        torch.log_softmax(tensor([[[2.0, 0.0]]]), -1),
-    )
+def enumerated(weights, logits, ref, estimator, logp_b=None):
+    """Gradient, in the logits of 6 tokens, of the loss's mean over tokens of the given weights."""
+    logits = logits.clone().requires_grad_()
     logp = torch.log_softmax(logits, -1)
-    if estimator == "exact":
-        loss.kl(logp, ref, estimator).sum().backward()
-    else:  # the sampled estimators, weighted by the policy they are sampled from
-        (logp.detach().exp() * loss.kl(logp, ref, estimator)).sum().backward()
-    # Descent direction: up where ref is higher
-    assert (-logits.grad)[0, 0, 0] > 0 > (-logits.grad)[0, 0, 1]
+    (weights * loss.kl(logp, ref, estimator, logp_b)).sum().backward()
+    return logits.grad
+
+
+def softmaxes(rng, n=3, tokens=6):
+    """Logits of pi_theta, log-probs of n - 1 other policies."""
+    logits, *others = tensor(rng.normal(size=(n, tokens)))
+    return logits, *(torch.log_softmax(other, -1) for other in others)
+
+
+def kl_gradient(p, q, towards):
+    """Closed form of d KL / d logits of p: KL(p || q) and KL(q || p)."""
+    if towards == "theta || ref":
+        return p * (np.log(p / q) - (p * np.log(p / q)).sum())
+    return p - q
+
+
+@pytest.mark.parametrize(
+    "estimator, towards", [("k1", "theta || ref"), ("k2", "theta || ref"), ("k3", "ref || theta")]
+)
+def test_the_gradient_of_each_kl_estimator_is_the_one_it_claims(estimator, towards):
+    """A5, on-policy: the mean over pi_theta's own tokens, all six of them."""
+    for seed in range(5):
+        logits, ref = softmaxes(np.random.default_rng(seed), 2)
+        p = torch.softmax(logits, -1)
+        expected = kl_gradient(p.numpy(), ref.exp().numpy(), towards)
+        close(enumerated(p, logits, ref, estimator), expected)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_weighted_estimators_have_the_kl_of_any_data(estimator):
+    """A5, --kl_unbiased: tokens of another policy, value and gradient are KL(pi_theta || pi_ref)'s;
+    on pi_theta's own, too."""
+    for seed in range(5):
+        logits, ref, other = softmaxes(np.random.default_rng(seed))
+        logp = torch.log_softmax(logits, -1)
+        p, q = logp.exp().numpy(), ref.exp().numpy()
+        for logp_b in (other, logp):
+            value = (logp_b.exp() * loss.kl(logp, ref, estimator, logp_b)).sum()
+            assert value.item() == pytest.approx((p * np.log(p / q)).sum(), abs=1e-12)
+            grad = enumerated(logp_b.exp(), logits, ref, estimator, logp_b)
+            close(grad, kl_gradient(p, q, "theta || ref"))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_each_kl_estimator_pulls_on_replayed_data_too(estimator):
+    """A5: descent on the tokens of another policy ends at pi_ref; k1's own gradient would go away
+    from it."""
+    for seed in range(3):
+        logits, ref, other = softmaxes(np.random.default_rng(seed))
+        moved = logits.clone()
+        for _ in range(400):
+            moved -= enumerated(other.exp(), moved, ref, estimator)
+        torch.testing.assert_close(torch.softmax(moved, -1), ref.exp(), atol=0.01, rtol=0)
 
 
 def test_unknown_estimator_is_an_error():

@@ -25,7 +25,6 @@ import loss
 import tiny
 from data import load_problems
 from reward import equivalent, extract_answer
-from rollout import HFEngine
 
 SOURCE = (ROOT / "minimal.py").read_text()
 
@@ -55,12 +54,29 @@ COMMON = dict(P=8, MINI=4, N=2, EPS=0.02, BETA=0.5, C=0.01, LR=1e-3, CRITIC_LR=1
 GROUP = dict(ppo=1, grpo=4)
 
 
+# remix.py, which also keeps what its engine drew, by its seeds
+RECORDER = """
+import atexit, sys, torch, remix, rollout
+generate, drawn = rollout.HFEngine.generate, {}
+
+def record(engine, prompts, n, *, seeds, **options):
+    groups = generate(engine, prompts, n, seeds=seeds, **options)
+    for seed, prompt, group in zip(seeds, prompts, groups):
+        drawn[seed] = prompt, [s.tokens for s in group]
+    return groups
+
+rollout.HFEngine.generate, out = record, sys.argv[-1]
+atexit.register(lambda: torch.save(drawn, f"{out}/drawn.pt"))
+sys.argv[0], sys.argv[-1] = "remix.py", f"--out={out}"
+remix.main()
+"""
+
+
 def run_remix(base, out, algo, case, source):
-    """remix.py on the problems of the source -> rows of metrics, final weights."""
+    """remix.py on the problems of the source -> rows of metrics, final weights, all responses."""
     flags = dict(
         model=base,
         data=source,
-        out=out,
         algo=algo,
         engine="hf",
         prompt="plain",
@@ -84,7 +100,13 @@ def run_remix(base, out, algo, case, source):
     # without what the process group of this pytest has put there
     of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     done = subprocess.run(
-        [sys.executable, "remix.py", *(f"--{name}={value}" for name, value in flags.items())],
+        [
+            sys.executable,
+            "-c",
+            RECORDER,
+            *(f"--{name}={value}" for name, value in flags.items()),
+            str(out),
+        ],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name not in of_the_group},
         capture_output=True,
@@ -93,28 +115,29 @@ def run_remix(base, out, algo, case, source):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return rows, load_file(out / "model" / "model.safetensors")
+    drawn = torch.load(out / "drawn.pt")
+    return rows, load_file(out / "model" / "model.safetensors"), drawn
 
 
-def sampler(base, minimal):
-    """In place of minimal.sample: the responses that remix.py draws, its grader's rewards."""
-    engine, steps = HFEngine(base, "float32"), iter(range(1, 100))
+def sampler(minimal, drawn):
+    """In place of minimal.sample: the responses that remix.py drew for the step, its grader's
+    rewards. Drawn anew, a token could fall to the other side of a rounding."""
+    steps = iter(range(1, 100))
 
     def sample(lm, problems):
         step, G, W, S = next(steps), minimal.G, minimal.W, minimal.S
         asked = problems[::G]
-        engine.sync(lm.state_dict().items())
-        seeds = [(step * 1_000_000 + i) * G for i in range(len(asked))]
-        groups = engine.generate([q.prompt_ids for q in asked], G, seeds=seeds, max_tokens=S)
+        groups = [drawn[(step * 1_000_000 + i) * G] for i in range(len(asked))]
+        assert [prompt for prompt, _ in groups] == [q.prompt_ids for q in asked]
         ids = torch.full((len(problems), W + S), minimal.PAD)
         R = torch.zeros(len(problems), 1)
-        for b, (q, drawn) in enumerate(
-            zip(problems, (s for group in groups for s in group), strict=True)
+        for b, (q, tokens) in enumerate(
+            zip(problems, (tokens for _, group in groups for tokens in group), strict=True)
         ):
-            assert minimal.PAD not in drawn.tokens  # it is masked, and remix.py would learn from it
+            assert minimal.PAD not in tokens  # it is masked, and remix.py would learn from it
             ids[b, W - len(q.prompt_ids) : W] = torch.tensor(q.prompt_ids)
-            ids[b, W : W + len(drawn.tokens)] = torch.tensor(drawn.tokens)
-            text = minimal.tokenizer.decode(drawn.tokens)
+            ids[b, W : W + len(tokens)] = torch.tensor(tokens)
+            text = minimal.tokenizer.decode(tokens)
             R[b] = float(equivalent(extract_answer(text, "r1") or "", q.gold))
         return ids, R
 
@@ -134,7 +157,7 @@ def kl_to_base(logp, logp_base, logp_prev, t):
 
 def first_difference(remix_run, base, problems, algo, case, *changes):
     """What differs first between remix.py and minimal.py, with changes of its text, or None."""
-    rows, weights = remix_run
+    rows, weights, drawn = remix_run
     if case["lam"] == "schedule":
         changes = (*changes, ("max(t - 4, 0) / 2", "max(t - 1, 0) / 1"))
     constants = dict(COMMON, STEPS=case["steps"], G=GROUP[algo])
@@ -144,7 +167,7 @@ def first_difference(remix_run, base, problems, algo, case, *changes):
         minimal.lam = lambda t: case["lam"]
     if case["p"] == 0:
         minimal.mix_ppg, minimal.kl_convex = ppo, kl_to_base
-    minimal.sample = sampler(base, minimal)
+    minimal.sample = sampler(minimal, drawn)
     first = AutoModelForCausalLM.from_pretrained(base).state_dict()
     lm = AutoModelForCausalLM.from_pretrained(base)
     rollouts = gradient_steps = 0

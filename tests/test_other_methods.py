@@ -16,6 +16,9 @@ import metrics
 import remix
 import siblings
 from data import load_problems
+from model import Policy, load_model
+from reward import Grader
+from rollout import HFEngine, WrongWeights
 from siblings import LOSSES, REPLAYS
 
 pytestmark = pytest.mark.slow
@@ -183,6 +186,44 @@ def test_a_lagging_sampler(train, tmp_path):
     assert prompt_by_prompt[0]["reward"] == rows[0]["reward"] and prompt_by_prompt[2] != rows[2]
 
 
+@pytest.mark.parametrize("flags", ["", "--behaviour_logp trainer", "--sampler_lag 1"])
+@pytest.mark.parametrize("fault", ["nothing", "drops one", "one late"])
+def test_a1_a_sync_that_fails_later_ends_the_run_in_the_next_step(train, monkeypatch, flags, fault):
+    """Whichever log-probs the ratios are made of, and also where an older policy samples."""
+    real, calls = HFEngine.sync, []
+
+    def sync(engine, weights):
+        calls.append([(name, weight.clone()) for name, weight in weights])
+        sent = calls[-1]
+        if len(calls) > 4:  # two prove the sync, and two steps have gone well
+            sent = dict(nothing=[], late=calls[-2]).get(fault.split()[-1], sent)
+        if len(calls) > 4 and fault == "drops one":
+            sent = [(name, weight) for name, weight in sent if "layers.1.mlp.up" not in name]
+        real(engine, sent)
+
+    monkeypatch.setattr(HFEngine, "sync", sync)
+    with pytest.raises(WrongWeights, match="disagree on log-probs"):
+        train("run", *flags.split(), "--lr", 1e-2, "--steps", 9)
+    assert 5 <= len(calls) <= 6
+
+
+def test_a1_evaluation_looks_too(train, base, tokenizer, monkeypatch):
+    """A last evaluation has no step after it that would notice."""
+    problems, _ = load_problems("tiny", tokenizer, prompt="plain", limit=20)
+    engine, policy = (
+        HFEngine(base, "float32"),
+        load_model(Policy, base, device="cpu", dtype="float32"),
+    )
+    cfg = config.parse_config([*SMALL, "--eval_n", "1"])
+    scores = remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
+    assert scores["eval/problems"] == 20
+    with torch.no_grad():
+        policy.lm.model.norm.weight.mul_(1.1)
+    monkeypatch.setattr(engine, "sync", list)
+    with pytest.raises(WrongWeights, match="disagree on log-probs"):
+        remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
+
+
 def test_replayed_data_is_known_as_such_while_the_sampler_starts(train):
     """In step 2 with k = 2 all data is the first policy's, and a part of it is replayed all the
     same."""
@@ -200,6 +241,13 @@ def test_engine_weights_are_one_for_an_exact_engine_and_act_for_another(train, m
     )
     half = train("half", *flags, "--engine_weight", "tis", "--steps", 1)
     assert half[0]["policy_loss"] == pytest.approx(plain[0]["policy_loss"] / 2, rel=0.1, abs=1e-3)
+
+
+def test_the_weight_of_the_kl_reaches_the_loss(train):
+    flags = ["--kl_coef", 0.1, "--steps", 2]
+    plain, weighted = (train(name, *flags, *more) for name, more in
+                       dict(plain=[], weighted=["--kl_unbiased"]).items())  # fmt: skip
+    assert 0 < weighted[0]["kl"] != plain[0]["kl"] > 0
 
 
 def test_a_buffer_of_each_kind_is_the_one_that_the_flag_names():

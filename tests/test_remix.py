@@ -329,7 +329,7 @@ import torch, checkpoint, model, parallel
 from pathlib import Path
 parallel.init_distributed()
 models = dict(policy=model.load_model(model.Policy, {base!r}, device="cpu", dtype="float32"))
-out = Path({str(tmp_path)!r})
+out, checkpoint.KEEP = Path({str(tmp_path)!r}), 1
 checkpoint.save(out, 1, models, {{}}, dict(step=1))
 owner = eval({where.split(".")[0]!r}, vars(checkpoint))
 if {where!r} == "shutil.rmtree":  # two calls clear leftovers, the third removes the old one
@@ -390,6 +390,11 @@ def bad(*flags):
             "--loss asymre: has an advantage of groups; use it with --algo grpo",
         ),
         (["--replay", "buffer_matters"], "--replay buffer_matters: looks at groups"),
+        (
+            ["--kl_unbiased", "--kl_estimator", "k2"],
+            "--kl_estimator k2: has no weighted form; use k1 or k3, or leave --kl_unbiased out",
+        ),
+        (["--kl_unbiased", "--kl_estimator", "exact"], "--kl_estimator exact: has no weighted"),
         (["--engine_weight", "tis"], "--engine_weight tis: .* add --behaviour_logp trainer"),
         (
             ["--engine_weight", "tis", "--behaviour_logp", "trainer", "--loss", "gspo"],

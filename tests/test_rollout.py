@@ -2,13 +2,17 @@
 that stops a bad sync."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import config
 import rollout
 from buffer import Response
+from data import load_problems
 from model import Policy, full_weights, load_model
 from parallel import collate
 from tiny import embedded_problems
@@ -76,6 +80,78 @@ def test_a_stale_engine_is_caught(kind, engines, policy, base, prompts):
     groups = engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)
     with pytest.raises(RuntimeError, match="disagree"):
         rollout.check_gap(*trainer_logp(policy, prompts, groups), "float32")
+
+
+# ------------------------------------------------------------------ A1: what can go wrong in a sync
+
+
+def nothing(sync, weights, name, late):
+    for _ in weights:
+        pass
+
+
+def drops_one(sync, weights, name, late):
+    sync((n, w) for n, w in weights if n != name)
+
+
+def one_late(sync, weights, name, late):
+    late.append([(n, w.clone()) for n, w in weights])
+    sync(late[max(len(late) - 2, 0)])
+
+
+@pytest.fixture
+def proof(base, group, tokenizer, engines, monkeypatch):
+    """proof(kind, fault, name) -> what the start of a run says to an engine with that fault."""
+    problems, _ = load_problems("tiny", tokenizer, prompt="plain", limit=20)
+    policy = load_model(Policy, base, device="cpu", dtype="float32")
+
+    def prove(kind, fault=None, name=""):
+        engine = engines(kind)
+        cfg = config.parse_config(f"--engine {kind} --max_prompt_tokens 64 --max_tokens 64".split())
+        before = {n: p.clone() for n, p in policy.lm.state_dict().items()}
+        engine.sync(full_weights(policy))  # of the same files, as in a run
+        with monkeypatch.context() as patch:
+            if fault:
+                patch.setattr(engine, "sync", partial(fault, engine.sync, name=name, late=[]))
+            try:
+                rollout.prove_sync(engine, policy, problems, cfg)
+                return ""
+            except rollout.WrongWeights as error:
+                return str(error)
+            finally:
+                after = policy.lm.state_dict()
+                assert all(torch.equal(after[n], p) for n, p in before.items())  # put back
+
+    return prove
+
+
+@both
+def test_a1_a_sound_sync_is_proved(kind, proof):
+    assert proof(kind) == "" == proof(kind)
+
+
+@both
+@pytest.mark.parametrize("fault", [nothing, one_late])
+def test_a1_a_sync_that_does_nothing_or_is_late_ends_the_start(kind, fault, proof):
+    assert "disagree on log-probs" in proof(kind, fault)
+
+
+@both
+def test_a1_a_tensor_that_does_not_arrive_ends_the_start(kind, proof, base):
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    names = dict.fromkeys(lm.state_dict())
+    if kind == "hf":  # the tied head is the embedding there: either will do
+        del names["lm_head.weight"], names["model.embed_tokens.weight"]
+    assert len(names) > 30
+    for name in names:
+        said = proof(kind, drops_one, name)
+        assert "disagree on log-probs" in said or "not whole" in said, name
+
+
+@pytest.mark.slow
+def test_a1_a_prefix_cache_that_is_kept_ends_the_start(proof, engines, monkeypatch):
+    monkeypatch.setattr(engines("vllm").llm, "reset_prefix_cache", lambda: None)
+    assert "disagree on log-probs" in proof("vllm")
 
 
 @both
