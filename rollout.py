@@ -157,8 +157,8 @@ class VLLMEngine:
                 self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
         except (ValueError, KeyError) as error:  # a name of the checkpoint that vLLM does not take
             raise WrongWeights(
-                f"--engine vllm: does not take the weights of a {self.lm.config.model_type!r} model "
-                f"({' '.join(str(error).split())[:100]}); use --engine hf"
+                f"--engine vllm: does not take the weights of a {self.lm.config.model_type!r} "
+                f"model ({' '.join(str(error).split())[:100]}); use --engine hf"
             ) from error
         self.llm.reset_prefix_cache()
 
