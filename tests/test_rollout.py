@@ -222,7 +222,7 @@ def test_samples_follow_the_models_distribution(kind, engines, policy, prompts):
     assert set(draws) <= nucleus and len(nucleus) < (counts > 0).sum()
 
 
-def test_vllm_leaves_no_variable_changed(monkeypatch):
+def test_B9_vllm_leaves_no_variable_changed(monkeypatch):
     """Those that were there keep their value; vLLM's own stay."""
     monkeypatch.setenv("THE_USERS", "1")
     monkeypatch.setenv("VLLM_OWN", "")  # so that it goes after the test
@@ -236,7 +236,7 @@ def test_vllm_leaves_no_variable_changed(monkeypatch):
     assert os.environ["VLLM_OWN"] == "x" and not torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_vllm_does_to_a_class_of_transformers_is_undone_but_for_its_own_instance():
+def test_B3_what_vllm_does_to_a_class_of_transformers_is_undone():
     class Wrapper:
         pass
 
@@ -267,9 +267,15 @@ def test_what_vllm_does_to_a_class_of_transformers_is_undone_but_for_its_own_ins
     assert engine_model[0]() == "engine" and isinstance(engine_model[0], Wrapper)
 
 
-def test_the_limit_on_the_gap_knows_dtype_and_device(monkeypatch):
+def test_B9_the_limit_on_the_gap_knows_dtype_and_device(monkeypatch):
     limits = []
     for gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         limits += [rollout.gap_limit("float32"), rollout.gap_limit("bfloat16")]
     assert limits == [1e-4, 0.05, 0.05 / 8, 0.05]
+    zero, two = torch.zeros(3), torch.full((3,), 2e-3)
+    assert rollout.check_gap([zero], [two], "float32") == pytest.approx(2e-3)  # on a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # A3: which of the engines it is, the sentence does not know
+    with pytest.raises(rollout.WrongWeights, match="limit 0.0001 in float32.* the other --engine"):
+        rollout.check_gap([zero], [two], "float32")
