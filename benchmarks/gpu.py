@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -326,29 +327,20 @@ def random_weights(device: str) -> Iterator[None]:
     """Inside, from_pretrained draws weights on the device, where it would read a folder's: so
     model.load_model and the engine run as they are, and no gigabytes go through a disk."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def drawn(auto, name, **options):
+    def drawn(auto, name, output_loading_info=False, **options):
         torch.manual_seed(0)
         with torch.device(device):
-            lm = auto.from_config(AutoConfig.from_pretrained(name), **options)
-        head = lm.get_output_embeddings()
-        if head is not None:  # logits with some spread, as a language model's
-            torch.nn.init.normal_(head.weight, std=0.08)
-        return lm
+            lm = auto.from_config(**dict(config=AutoConfig.from_pretrained(name)) | options)
+        # logits with some spread, as a language model's
+        torch.nn.init.normal_(lm.get_output_embeddings().weight, std=0.08)
+        return (lm, dict(missing_keys=[])) if output_loading_info else lm
 
-    kinds = (AutoModel, AutoModelForCausalLM)
-    real = [kind.__dict__.get("from_pretrained") for kind in kinds]
-    for kind in kinds:
-        kind.from_pretrained = classmethod(lambda cls, name, **k: drawn(cls, name, **k))
-    try:
+    with unittest.mock.patch.object(
+        AutoModelForCausalLM, "from_pretrained", classmethod(drawn)
+    ):  # fmt: skip
         yield
-    finally:
-        for kind, method in zip(kinds, real, strict=True):
-            if method is None:
-                del kind.from_pretrained
-            else:
-                kind.from_pretrained = method
 
 
 def load(kind, s: Shape, device: str, **options):
