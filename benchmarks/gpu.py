@@ -285,6 +285,7 @@ def learn_smollm(o) -> None:
     )
     if o.rehearse:
         flags += " --prompts_per_step 4 --group_size 2 --mini_batch 2 --eval_limit 4 --eval_n 1"
+        flags += " --dtype float32 --shard none"  # a CPU may take minutes for SmolLM2 in bfloat16
     with clock() as t:
         out = run_remix(o, f"smollm-{engine}", flags, "" if engine == "hf" else mode)
     learned(o, f"{Path(folder).name}, ReMix-GRPO, lr {o.smollm_lr}, {mode} engine", out, steps)
