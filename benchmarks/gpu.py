@@ -876,7 +876,7 @@ def engine(o, kind: str, mode: str) -> None:
 
 def prove(o, mode: str, sampler, policy, gap) -> None:
     """The start of every run: what the changed weights give, and what a tensor that is the old one
-    does to that. It has to be over the limit of 0.05 to be noticed."""
+    does to that, if it is noticed at all."""
     from model import full_weights
     from rollout import perturbed
 
