@@ -226,6 +226,7 @@ def normalise(text: str) -> str:
     spelling = r"\\([a-zA-Z]+)|\*\*|[^\x00-\x7f]|\*|=[<>]|\+/-|\.\.\."
     text = re.sub(spelling, lambda m: _SPELLED.get(m[1] or m[0], m[0]), text)
     text = unicodedata.normalize("NFKC", text)  # full-width digits, superscripts, ligatures
+    text = re.sub(r"[^\D0-9]", lambda m: str(unicodedata.digit(m[0])), text)  # of other scripts
     if len(re.findall(r"(?<!\\)\$", text)) == 1:
         # a lone $ before a number is money, not math
         text = re.sub(r"(?<!\\)\$(?=\s*[0-9.])", r"\\$", text)

@@ -53,6 +53,8 @@ class Config:
     answer_field: str = ""  # name of the field with the gold answer [found]
     split: str = "train"  # split of a hub data set
     limit: int = 0  # use only the first so many training problems; 0 = all
+    # train on a problem as often as the data has it; by default once (verl and TRL: as often)
+    keep_duplicates: bool = False
     seed: int = 0  # of every random draw of the run
     steps: int = 350  # training steps (paper: 100 to 500 at 1.5B, 350 with T = 100)
     algo: Literal["ppo", "grpo"] = "ppo"  # ppo: critic and GAE; grpo: group advantages (paper)
@@ -141,7 +143,8 @@ class Config:
     eval_every: int = 10  # steps between evaluations; 0 = only before and after
     eval_n: int = 4  # responses an evaluation problem
     eval_limit: int = 0  # use only the first so many evaluation problems; 0 = all
-    eval_temperature: float = 0.6  # temperature in evaluation (DeepScaleR)
+    # temperature in evaluation (DeepScaleR); 0 = greedy, one response a problem (paper)
+    eval_temperature: float = 0.6
     eval_top_p: float = 0.95  # top-p in evaluation (DeepScaleR)
     eval_max_tokens: int = 0  # response length limit in evaluation [tokens]; 0 = max_tokens (paper)
     save_every: int = 20  # steps between checkpoints
@@ -318,9 +321,12 @@ def check_config(cfg: Config) -> None:
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef "
-              "weight_decay", lambda x: x >= 0, "must not be negative"),
-        *each("clip_eps value_clip grad_clip lr critic_lr temperature eval_temperature",
-              lambda x: x > 0, "must be above 0"),
+              "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
+        *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
+              math.isfinite, "must be a finite number"),
+        *each("clip_eps value_clip grad_clip lr critic_lr", lambda x: x > 0, "must be above 0"),
+        (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
+         "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),
         (cfg.mini_batch > 0 and P % cfg.mini_batch == 0, "mini_batch",
          f"does not divide --prompts_per_step {P}; take a divisor of it, "
@@ -371,10 +377,10 @@ def saved_config(out: Path) -> dict | None:
     try:
         old = json.loads((out / "config.json").read_text())
         flags = {f.name: old[f.name] for f in fields(Config) if f.name in old}
-    except (json.JSONDecodeError, TypeError):
+        return old | asdict(resolve(Config(**flags)))
+    except (json.JSONDecodeError, TypeError, AttributeError):
         raise ValueError(f"--out {out}: its config.json is damaged; restore it, or name a new "
                          "folder") from None  # fmt: skip
-    return old | asdict(resolve(Config(**flags)))
 
 
 def check_out(cfg: Config) -> None:

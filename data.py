@@ -706,14 +706,16 @@ def load_problems(
     data_dir: str | None = None,
     flag: str = "--data",
     or_usual: bool = False,
+    keep_duplicates: bool = False,
 ) -> tuple[list[Problem], dict[str, int]]:
     """Problems of a source, in its order, with encoded prompts, and what became of its rows.
 
     `tokenizer` None leaves prompt_ids empty, for grading responses that exist. `limit` stops after
     that many kept problems. `flag` is what named the source. `or_usual`: where the given fields are
     absent, the usual ones do. counts: rows = no_answer + unparsable + duplicates + too_long + kept,
-    of those looked at. A benchmark keeps its duplicates: it is a set of so many. Raises ValueError,
-    one sentence with the flag named, when nothing usable comes out.
+    of those looked at. A benchmark keeps its duplicates: it is a set of so many. So does any source
+    with keep_duplicates. Raises ValueError, one sentence with the flag named, when nothing usable
+    comes out.
     """
     template = get_prompt(prompt, tokenizer)
     if tokenizer is not None and template.chat:
@@ -743,7 +745,7 @@ def load_problems(
                     counts["no_answer"] += 1
                 elif not parsable[gold]:
                     counts["unparsable"] += 1
-                elif (text, gold) in seen and part not in BENCHMARKS:
+                elif (text, gold) in seen and part not in BENCHMARKS and not keep_duplicates:
                     counts["duplicates"] += 1
                 else:
                     seen.add((text, gold))
@@ -773,6 +775,11 @@ def load_run(cfg) -> tuple:
     """-> model path, tokenizer, training problems, evaluation problems (none without eval_data),
     lines that say what was dropped. ValueError with one sentence when the model or the data cannot
     be had."""
+    if cfg.model.partition(":")[0] == "tiny":  # may take minutes to make: look at the data first
+        for flag, split in dict(data=cfg.split, eval_data="test").items():
+            source = getattr(cfg, flag)
+            next(read_source(source, split, flag=f"--{flag}") if source else iter([0]))
+        get_prompt(cfg.prompt, None)
     model_path = model_folder(cfg.model)
     tokenizer, context = load_tokenizer(model_path)
     check_weights(model_path)
@@ -790,8 +797,9 @@ def load_run(cfg) -> tuple:
         problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None,
     )  # fmt: skip
     problems, counts = load_problems(
-        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None, **options
-    )
+        cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None,
+        keep_duplicates=cfg.keep_duplicates, **options,
+    )  # fmt: skip
     lines, eval_problems = [f"train: {describe(counts)}"], []
     eval_data = cfg.eval_data or ("tiny" if cfg.data == "tiny" else "")
     if eval_data:

@@ -167,6 +167,7 @@ class Log:
         row = dict(
             off_policy_ratio=share, kl_convex_lambda=lam, clip_eps=eps,
             reward=float(np.mean([r.reward for r in new])),
+            answer_rate=counts["right"] / len(new), format_rate=counts["formatted"] / len(new),
             response_length=float(np.mean([len(r.tokens) for r in new])),
             reflection_rate=counts["reflecting"] / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
@@ -195,6 +196,8 @@ class Log:
                 file.write(json.dumps(row) + "\n")
         if "reward" in row:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
+            if row["format_rate"] < 0.9:  # where it matters that the two are not the same
+                text += f" (answer {row['answer_rate']:.2f}, format {row['format_rate']:.2f})"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
             if "eval/pass@1" in row:
                 text += f"  pass@1 {row['eval/pass@1']:.1%}"

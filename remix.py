@@ -58,6 +58,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from tqdm import tqdm
 
 import checkpoint
 import loss
@@ -66,7 +67,7 @@ import parallel
 import siblings
 from buffer import REMIX, Buffer, Group, Response, fresh_prompts
 from data import Problem, load_run
-from eval import decode, reflection_rate, sample, summarize
+from eval import decode, format_warning, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader
@@ -108,11 +109,20 @@ def give_rewards(
     scores = grader.score(texts, [gold for _, gold in pairs], cfg.format)
     for (r, _), reward in zip(pairs, scores.rewards, strict=True):
         r.reward = reward
-    counts = (reflection_rate(texts) * len(texts), scores.kills, scores.unparsable)
+    right = sum(grader.right_answers(texts, [gold for _, gold in pairs], scores))
+    formatted = sum(answer is not None for answer in scores.answers)
+    counts = (
+        reflection_rate(texts) * len(texts),
+        right,
+        formatted,
+        scores.kills,
+        scores.unparsable,
+    )
     sums = (
         sum(column) for column in zip(*parallel.gather([counts], cfg.tensor_parallel), strict=True)
     )
-    return dict(zip(("reflecting", "kills", "unparsable"), sums, strict=True))
+    names = ("reflecting", "right", "formatted", "kills", "unparsable")
+    return dict(zip(names, sums, strict=True))
 
 
 def set_advantages(batch: list[Response], cfg: Config, advantage_fn: Callable | None) -> None:
@@ -165,7 +175,10 @@ def evaluate(
     records = sample(engine, tokenizer, mine, grader, cfg.format, **options)
     engine.sleep()
     records = sorted(parallel.gather(records, cfg.tensor_parallel), key=lambda record: record["id"])
-    return {f"eval/{name}": value for name, value in summarize(records, grader).items()}
+    scores = summarize(records, grader)
+    if dist.get_rank() == 0 and (warning := format_warning(scores, cfg.format)):
+        tqdm.write(warning)
+    return {f"eval/{name}": value for name, value in scores.items()}
 
 
 # ----------------------------------------------------------------------------------------- the loop

@@ -1,6 +1,6 @@
 """kill -9 at many moments of a run: does the same command go on as if nothing had happened?
 
-    python benchmarks/kills.py                    21 kills with one rank, 7 with two, 10 cuts, ...
+    python benchmarks/kills.py                    21 kills with one rank, 9 with two, and the rest
     python benchmarks/kills.py --kills 2 0        as many with one rank, and with two
     python benchmarks/kills.py --work out/kills   for the runs; what is done there is not done again
 
@@ -8,8 +8,9 @@ An undisturbed run of eight steps, across the reincarnation after step 4, saves 
 Each kill is drawn from a seed: a moment (start, a phase of a step, save, export), a step, and a
 time within it; the process kills itself there, so that every kill hits what the table says. Then
 the same command runs to the end, and every metric but the seconds and every weight must equal the
-undisturbed run's bit for bit. Likewise for a checkpoint that is cut at ten places, for a grader's
-worker that dies (the run goes on by itself), and for one rank of two. Exit status 1 if one differs.
+undisturbed run's bit for bit. Likewise for a checkpoint that is cut at ten places, for one rank of
+two, and for a disk that is full from that moment on (the run must end with a sentence). A grader's
+worker that dies and a data file that shrinks must not be noticed. Exit status 1 if one differs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -53,6 +55,11 @@ def inside(what: str, rank: int, moment: str, step: int, share: float, note: str
         Path(note).write_text(json.dumps(dict(moment=now[0], step=now[1])))
         if what == "grader":
             graders[0].workers[0].process.kill()
+        elif what == "disk":  # every file longer than this is one too long, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        elif what == "data":
+            path = sys.argv[sys.argv.index("--data") + 1]
+            os.truncate(path, os.path.getsize(path) // 2)
         else:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -100,13 +107,19 @@ def inside(what: str, rank: int, moment: str, step: int, share: float, note: str
 def launch(out: Path, base: Path, ranks: int, *kill: object) -> int:
     """remix.py, or itself killing something -> exit status."""
     data = base.with_name("problems.json")
+    if kill and kill[0] == "data":
+        data = shutil.copy(data, f"{out}.data.json")
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(command if ranks > 1 else [])]
     command += [__file__, "--inside", *map(str, kill)] if kill else [str(ROOT / "remix.py")]
     command += [*FLAGS, "--model", base, "--data", data, "--eval_data", data, "--out", out]
     env = os.environ | dict(OMP_NUM_THREADS="1")
-    with open(f"{out}.log", "a") as log:
-        return subprocess.run(list(map(str, command)), stdout=log, stderr=log, env=env).returncode
+    # A pipe: the limit of a full disk would hold for the log, too
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(list(map(str, command)), env=env, **pipes)
+    with open(f"{out}.log", "ab") as log:
+        log.write(done.stdout)
+    return done.returncode
 
 
 def result(out: Path) -> tuple[list[dict], str]:
@@ -135,7 +148,7 @@ def goes_on(out: Path, base: Path, ranks: int, whole: Path) -> str:
 def killed(work: Path, base: Path, number: int, ranks: int, what: str) -> dict:
     """One kill, and the same command again -> what was hit, and what differs."""
     draw = random.Random(f"{what} {ranks} {number}")
-    moment = "reward" if what == "grader" else MOMENTS[number % len(MOMENTS)]
+    moment = "reward" if what in ("grader", "data") else MOMENTS[number % len(MOMENTS)]
     steps = range(EVERY, STEPS + 1, EVERY) if moment == "save" else range(1, STEPS + 1)
     step, rank, share = draw.choice(steps), draw.randrange(ranks), draw.random()
     if what == "grader":
@@ -145,7 +158,11 @@ def killed(work: Path, base: Path, number: int, ranks: int, what: str) -> dict:
     status = launch(out, base, ranks, what, rank, moment, step, share, note)
     hit = json.loads(note.read_text()) if note.exists() else dict(moment="missed", step=0)
     whole = work / f"whole-{ranks}"
-    if what == "grader":  # nobody starts the run again
+    if what == "disk" and status == 0:
+        differs = "did not notice"
+    elif what == "disk" and "cannot be written" not in Path(f"{out}.log").read_text():
+        differs = f"no sentence in {out}.log"
+    elif what in ("grader", "data"):  # nobody starts the run again
         differs = difference(out, whole) if status == 0 else f"exit status {status}"
     else:
         differs = goes_on(out, base, ranks, whole)
@@ -169,7 +186,10 @@ def cut(work: Path, base: Path, number: int) -> dict:
 
 
 def table(done: list[dict]) -> str:
-    names = dict(process="kill -9", grader="a grader's worker", cut="a checkpoint cut short")
+    names = dict(
+        process="kill -9", grader="kill -9 of a grader's worker", cut="a checkpoint cut short",
+        disk="the disk is full from then on", data="the data file shrinks",
+    )  # fmt: skip
     lines = [
         "| what | ranks | hit | times | in steps | equal bit for bit |",
         "|---|---:|---|---:|---|---:|",
@@ -191,9 +211,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, nargs=2, default=(21, 7), metavar=("ONE", "TWO"))
+    parser.add_argument("--kills", type=int, nargs=2, default=(21, 9), metavar=("ONE", "TWO"))
     parser.add_argument("--cuts", type=int, default=CUTS, help="checkpoints that are cut short")
     parser.add_argument("--graders", type=int, default=2, help="grader's workers that are killed")
+    parser.add_argument("--disks", type=int, default=len(MOMENTS), help="disks that fill up")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "kills")
     args = parser.parse_args()
     work = args.work.resolve()
@@ -212,6 +233,8 @@ def main() -> None:
     jobs = [("process", 1, i) for i in range(args.kills[0])]
     jobs += [("process", 2, i) for i in range(args.kills[1])]
     jobs += [("grader", 1, i) for i in range(args.graders)]
+    jobs += [("disk", 1, i) for i in range(args.disks)]
+    jobs += [("data", 1, 0)][: args.graders]
     jobs += [("cut", 1, i) for i in range(args.cuts)]
     for ranks in sorted({ranks for _, ranks, _ in jobs}):
         if not (work / f"whole-{ranks}" / "model").exists() and launch(

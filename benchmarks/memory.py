@@ -36,11 +36,11 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.utils import logging
 
 import model as networks
-from model import Critic, Policy
+from model import Critic, Policy, blocks
 from parallel import Batch
 
 # the head's float32 math, 32 MiB at a time: row by row would simulate for hours
@@ -144,16 +144,18 @@ class Tracker(TorchDispatchMode):
 
 def build(kind: type, config: Qwen2Config, mesh, *, frozen=False, checkpointing=True):
     """What model.load_model does, without reading weights."""
-    auto = AutoModelForCausalLM if kind is Policy else AutoModel
     dtype = torch.bfloat16 if frozen else torch.float32
-    net = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    net = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     if checkpointing and not frozen:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     model = Policy(net, 1.0) if kind is Policy else Critic(net)
     model = model.train(not frozen).requires_grad_(not frozen)
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in net.base_model.layers:
+    for layer in blocks(model):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
+    if kind is Critic:
+        in_full = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+        fully_shard(model.head, mesh=mesh, mp_policy=in_full)
     fully_shard(model, mesh=mesh, mp_policy=precision)
     return model
 

@@ -517,6 +517,13 @@ def test_D8_a_comma_list_of_files_each_with_its_own_fields(tmp_path, monkeypatch
     )
 
 
+def test_D9_duplicates_stay_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(2 * '{"problem": "1 + 1", "answer": "2"}\n')
+    _, counts = load_problems(str(path), None, prompt="plain", keep_duplicates=True)
+    assert counts == counted(rows=2, kept=2)
+
+
 def test_D9_duplicates_are_dropped_and_counted(tmp_path, monkeypatch):
     rows = [{"problem": str(i % 3), "answer": "1"} for i in range(9)]
     rows += [{"problem": " 0 ", "answer": 1}, {"problem": "0", "answer": "2"}]  # another gold

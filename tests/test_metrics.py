@@ -60,6 +60,7 @@ def test_one_problem_has_no_interval_and_what_is_undefined_is_left_out(group, tm
     log = metrics.Log(Config(out=str(tmp_path), steps=3), 0, "cpu")
     log.start(1)
     counts = dict(step=1, reward=0.5, response_length=7.0, rollouts=4, grader_kills=2)
+    counts |= dict(answer_rate=0.6, format_rate=0.8)
     log.write(counts | {"eval/pass@1": 1.0, "eval/pass@1_ci": math.nan})
     log.write(dict(step=0) | {"eval/pass@1": 0.25, "eval/response_length": 3.0})
     log.bar.close()
@@ -67,5 +68,6 @@ def test_one_problem_has_no_interval_and_what_is_undefined_is_left_out(group, tm
     assert rows == [counts | {"eval/pass@1": 1.0}, {"step": 0, "eval/pass@1": 0.25,
                                                     "eval/response_length": 3.0}]  # fmt: skip
     said = capsys.readouterr().out
+    assert "reward 0.50 (answer 0.60, format 0.80)" in said
     assert "pass@1 100.0%  2 gradings killed" in said
     assert "base model: pass@1 25.0%, 3 tokens a response" in said

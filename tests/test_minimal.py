@@ -59,7 +59,7 @@ RECORDER = """
 import atexit, sys, torch, remix, rollout
 generate, drawn = rollout.HFEngine.generate, {}
 
-def record(engine, prompts, n, *, seeds, **options):
+def record(engine, prompts, n=1, *, seeds, **options):
     groups = generate(engine, prompts, n, seeds=seeds, **options)
     for seed, prompt, group in zip(seeds, prompts, groups):
         drawn[seed] = prompt, [s.tokens for s in group]

@@ -124,9 +124,13 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
     def listening(*args, **kw):
         engine = make(*args, **kw)
         generate = engine.generate
-        engine.generate = lambda prompts, *a, **k: (
-            asked.append([tuple(p) for p in prompts]) or generate(prompts, *a, **k)
-        )
+
+        def sampled(prompts, n=1, **options):
+            if n > 1:  # not the few that are only compared
+                asked.append([tuple(p) for p in prompts])
+            return generate(prompts, n, **options)
+
+        engine.generate = sampled
         return engine
 
     monkeypatch.setattr(remix, "make_engine", listening)
@@ -179,7 +183,7 @@ def test_a_lagging_sampler(train, tmp_path):
         rows[0]["log_ratio_sq/age0"] < 1e-3
         and rows[2]["log_ratio_sq/age2"] > rows[0]["log_ratio_sq/age0"]
     )
-    assert "engine_gap" in rows[0] and "engine_gap" not in rows[2]
+    assert all(row["engine_gap"] < 1e-5 for row in rows)  # against the policy that sampled
     train("half", *flags, "--steps", 2)
     assert train("half", *flags) == rows
     prompt_by_prompt = train("fresh", *flags, "--sampler_lag", 0)
@@ -222,6 +226,31 @@ def test_a1_evaluation_looks_too(train, base, tokenizer, monkeypatch):
     monkeypatch.setattr(engine, "sync", list)
     with pytest.raises(WrongWeights, match="disagree on log-probs"):
         remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
+
+
+def test_D11_training_tells_answer_and_format_apart(train):
+    """A format that nothing has: no reward, and the rows say why."""
+    right = train("right", "--steps", 1)[0]
+    assert right["answer_rate"] >= right["reward"] > 0.1 and 0.5 < right["format_rate"] <= 1
+    lost = train("lost", "--steps", 1, "--format", "tags")[0]
+    assert lost["reward"] == lost["format_rate"] == 0
+    assert lost["answer_rate"] == right["answer_rate"]
+
+
+def test_D10_D11_greedy_evaluation_in_training(base, group, tokenizer, capsys, monkeypatch):
+    problems, _ = load_problems("tiny", tokenizer, prompt="plain", limit=20)
+    flags = [*SMALL, "--eval_temperature", "0", "--format", "boxed"]
+    cfg = config.parse_config(flags)
+    config.check_config(cfg)
+    engine = HFEngine(base, "float32")
+    policy = load_model(Policy, base, device="cpu", dtype="float32")
+    scores = [remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg) for _ in "12"]
+    assert scores[0] == scores[1] and scores[0]["eval/n"] == 1
+    assert "the format decides" not in capsys.readouterr().out
+    cfg.format, anything = "tags", lambda grader, texts, golds, scores: [True] * len(texts)
+    monkeypatch.setattr(Grader, "right_answers", anything)
+    remix.evaluate(engine, policy, problems, Grader(), tokenizer, cfg)
+    assert "the format decides: 100.0%" in capsys.readouterr().out
 
 
 def test_replayed_data_is_known_as_such_while_the_sampler_starts(train):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 import checkpoint
 import config
@@ -574,6 +574,13 @@ def test_the_engine_on_a_gpu_sleeps_whole_before_the_trainer_goes_on(monkeypatch
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engine = object.__new__(VLLMEngine)
     engine.llm, engine.gpu, engine.asleep = LLM(), True, set()
+    engine.packed, engine.unknown, engine.lm = (
+        False,
+        set(),
+        AutoModelForCausalLM.from_config(
+            Qwen2Config(hidden_size=64, num_hidden_layers=1, vocab_size=9)
+        ),
+    )
     engine.sleep()
     engine.sync([])
     assert engine.generate([], seeds=[], max_tokens=1) == []

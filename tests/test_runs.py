@@ -353,9 +353,10 @@ def test_e7_a_run_folder_that_cannot_be_written(tmp_path, monkeypatch, out):
 
 
 def test_e7_a_damaged_config_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"seed"')
-    with pytest.raises(ValueError, match="its config.json is damaged; restore it"):
-        config.check_out(bad("--out", tmp_path))
+    for text in ('{"seed"', "[]", "3"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="its config.json is damaged; restore it"):
+            config.check_out(bad("--out", tmp_path))
 
 
 def test_a_start_that_was_killed_can_be_repeated(tmp_path):
