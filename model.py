@@ -337,7 +337,7 @@ def check_policy(policy: Policy, name: str, attention: str) -> None:
     the right, and noise."""
     lm, trained = policy.lm, policy.training
     used, text = lm.config._attn_implementation, lm.config.get_text_config()
-    x = probe(text.vocab_size)
+    x = probe(text.vocab_size).to(lm.device)
     what = f"--model {name}: of the type {lm.config.model_type!r}"
     tied = lm.config.tie_word_embeddings and lm._tied_weights_keys
     try:
@@ -396,7 +396,8 @@ def check_shards(policy: Policy, source: Policy | None, name: str, device: str) 
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{what} ({reason}); take another") from error
     if source:
-        gap = (ours.cpu() - source(x)[0])[x.mask.bool()].abs().median().item()
+        theirs, _, _ = source(x.to(source.lm.device))
+        gap = (ours.cpu() - theirs.cpu())[x.mask.bool()].abs().median().item()
         if not gap <= 0.5:  # nats; bfloat16's own are a tenth of it
             raise ValueError(f"{what} (log-probs are {gap:.2g} nats off); take another")
 

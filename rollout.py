@@ -483,8 +483,16 @@ def prove_sync(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Co
     """
     engine.sync(full_weights(policy, cfg.dtype))
     probe(engine, policy, problems, cfg)  # they compute the same; the caches are full
+    with perturbed(policy):
+        engine.sync(full_weights(policy, cfg.dtype))
+        probe(engine, policy, problems, cfg)
+
+
+@contextmanager
+def perturbed(policy: torch.nn.Module) -> Iterator[None]:
+    """Inside, every weight is another one, so much that a single tensor of the old is noticed."""
     kept = {name: parallel.local(p).detach().cpu() for name, p in policy.named_parameters()}
-    kept = {name: p.clone() for name, p in kept.items()}
+    kept = {name: p.clone() for name, p in kept.items()}  # in host memory, as it may be scarce
     with torch.no_grad():
         for p in policy.parameters():
             p = parallel.local(p)
@@ -494,8 +502,7 @@ def prove_sync(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Co
             if p.ndim == 1:
                 p.add_(0.1 * wave)  # a bias may be 0
     try:
-        engine.sync(full_weights(policy, cfg.dtype))
-        probe(engine, policy, problems, cfg)
+        yield
     finally:
         with torch.no_grad():
             for name, p in policy.named_parameters():

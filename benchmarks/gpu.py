@@ -285,6 +285,7 @@ def learn_smollm(o) -> None:
     )
     if o.rehearse:
         flags += " --prompts_per_step 4 --group_size 2 --mini_batch 2 --eval_limit 4 --eval_n 1"
+        flags += " --dtype float32 --shard none"  # a CPU may take minutes for SmolLM2 in bfloat16
     with clock() as t:
         out = run_remix(o, f"smollm-{engine}", flags, "" if engine == "hf" else mode)
     learned(o, f"{Path(folder).name}, ReMix-GRPO, lr {o.smollm_lr}, {mode} engine", out, steps)
@@ -822,7 +823,7 @@ def engine(o, kind: str, mode: str) -> None:
         drawn = sum(len(sample.tokens) for group in groups for sample in group)
         return {"tokens/s": drawn / t["s"], "tokens": drawn, "generate s": t["s"]}
 
-    def gap() -> float:
+    def gap(most: float = 0.3) -> float:
         """Failed where it is more than rounding: the weights did not arrive."""
         from buffer import Response
 
@@ -836,7 +837,7 @@ def engine(o, kind: str, mode: str) -> None:
         theirs = parallel.frozen_pass(policy, rs, budget, o.device)
         differ = torch.cat([r.logp_b for r in rs]) - torch.cat(theirs)
         value = differ.abs().mean().item()
-        if not value <= 0.3:  # random weights round more than a language model's; wrong ones: > 1
+        if not value <= most:  # random weights round more than a language model's; wrong ones: > 1
             raise Failed(f"{mode}: engine_gap {value:.3g}")
         return value
 
@@ -853,6 +854,7 @@ def engine(o, kind: str, mode: str) -> None:
     seconds = sync()
     changed = gap()
     report(o, f"{mode}: other weights", **{"sync s": seconds, "engine_gap": changed})
+    prove(o, mode, sampler, policy, gap)
 
     if kind == "vllm":
         sampler.wake("weights", "kv_cache")
@@ -870,6 +872,29 @@ def engine(o, kind: str, mode: str) -> None:
         )  # fmt: skip
         report(o, f"{mode}: rollout after it", **speed())
     sampler.close()
+
+
+def prove(o, mode: str, sampler, policy, gap) -> None:
+    """The start of every run: what the changed weights give, and what a tensor that is the old one
+    does to that. It has to be over the limit of 0.05 to be noticed."""
+    from model import full_weights
+    from rollout import perturbed
+
+    layer = f"model.layers.{policy.lm.config.num_hidden_layers // 2}."
+    names = ["self_attn.q_proj.weight", "self_attn.o_proj.weight", "self_attn.k_proj.bias"]
+    names = [layer + name for name in [*names, "mlp.up_proj.weight", "input_layernorm.weight"]]
+    names += ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"]
+    old = {k: w.clone() for k, w in full_weights(policy, "bfloat16") if k in names}
+    gaps = {}
+    with perturbed(policy), clock() as t:
+        sampler.sync(full_weights(policy, "bfloat16"))
+        gaps["engine_gap"] = gap(math.inf)
+        for name in names:
+            sampler.sync((k, old[k] if k == name else w) for k, w in
+                         full_weights(policy, "bfloat16"))  # fmt: skip
+            gaps[f"without {name.removeprefix(layer)}"] = gap(math.inf)
+    report(o, f"{mode}: proof of the sync", **gaps, s=t["s"])
+    sampler.sync(full_weights(policy, "bfloat16"))
 
 
 @contextlib.contextmanager
