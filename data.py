@@ -352,11 +352,17 @@ def _whole(file: Path) -> bool:
 
 
 def check_ids(model: str, problems: list[Problem]) -> None:
-    """ValueError where a prompt has a token that the model has no embedding for: the tokenizer
-    got tokens that the model did not, or is of another model."""
+    """ValueError where a prompt has no token, or one that the model has no embedding for: the
+    tokenizer got tokens that the model did not, or is of another model."""
     from transformers import AutoConfig
 
-    most = max(max(p.prompt_ids, default=0) for p in problems)
+    for p in problems:
+        if not p.prompt_ids:
+            raise ValueError(
+                f"--model {model}: its tokenizer makes no token of the problem {p.problem[:40]!r}; "
+                "take the tokenizer that belongs to it."
+            )
+    most = max(max(p.prompt_ids) for p in problems)
     if most >= (size := AutoConfig.from_pretrained(model).get_text_config().vocab_size):
         raise ValueError(
             f"--model {model}: its tokenizer writes the token {most}, but its vocabulary has "

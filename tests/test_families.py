@@ -237,11 +237,13 @@ def test_a_missing_weight_is_no_random_one(made, tmp_path):
 
 def test_a_token_without_an_embedding_is_refused(made):
     def prompt(*ids):
-        return data.Problem(0, "", "", [*ids])
+        return data.Problem(0, "1 + 1", "", [*ids])
 
     data.check_ids(made("Qwen2"), [prompt(1), prompt(255)])
     with pytest.raises(ValueError, match="writes the token 256, but its vocabulary has 256; take"):
         data.check_ids(made("Qwen2"), [prompt(1), prompt(3, 256)])
+    with pytest.raises(ValueError, match="makes no token of the problem '1 . 1'; take the tok"):
+        data.check_ids(made("Qwen2"), [prompt(1), prompt()])
 
 
 def test_a_vocabulary_beyond_the_tokenizers_is_fine(made):
