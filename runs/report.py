@@ -12,6 +12,7 @@ A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, 200 
 
 import ast
 import functools
+import json
 import re
 import sys
 import textwrap
@@ -245,6 +246,34 @@ def table_tune() -> str:
         cells[best_lr.best(scores)] = f"**{cells[best_lr.best(scores)]}**"
         lines.append([method, *cells.values()])
     return markdown(["method", *(f"lr {lr}" for lr in rates)], lines)
+
+
+def table_gpu(part: str) -> str:
+    """benchmarks/gpu.py on a card: one of its parts."""
+    rows = [json.loads(line) for line in open(RESULTS / "gpu_h200.jsonl")]
+    if part == "learn":
+        names = ["pass@1 % at step", "worst engine_gap"]
+        rows = [row for row in rows if names[0] in row]
+    elif part == "update":
+        names = ["tokens/s", "MFU %", "HFU %", "peak GiB"]
+        rows = [row for row in rows if names[0] in row and row["part"] == 3]
+    elif part == "profile":
+        names = [f"{kind} ms" for kind in "wall products attention softmax copies other".split()]
+        rows = [row for row in rows if names[0] in row]
+    elif part == "head":
+        names = ["forward ms", "backward ms", "GiB beyond the inputs"]
+        rows = [row for row in rows if names[0] in row]
+    else:  # the engine
+        names = ["tokens/s", "sync s", "engine_gap", "sleep s", "wake s", "GiB that come back"]
+        rows = [row for row in rows if row["part"] == 6 and any(name in row for name in names)]
+
+    def cell(value) -> str:
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    lines = [[row["case"], *(cell(row.get(name)) for name in names)] for row in rows]
+    return markdown(["", *names], lines)
 
 
 def table_grader() -> str:
