@@ -51,6 +51,14 @@ def test_a_recipe_is_the_command_it_stands_for(recipe):
         config.check_config(config.resolve(cfg))
 
 
+def test_A7_no_recipe_defines_the_samplers_error_away():
+    """The trainer's own log-probs in place of the engine's need a weight for the gap."""
+    for recipe in ("tiny", "1.5b", "7b", "32b"):
+        for algo in ("ppo", "grpo"):
+            cfg = config.parse_flags(["--recipe", recipe, "--algo", algo])
+            assert cfg.engine_weight == "tis" or cfg.behaviour_logp == "engine", recipe
+
+
 @pytest.mark.parametrize(
     "recipe, rollouts",
     [

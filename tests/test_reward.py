@@ -515,7 +515,7 @@ KINDS = {
         (r"76^\circ", [r"76^{\text{o}}", r"76^\text{o}", "76^o", r"76^{\mathrm{o}}"],
          [r"67^{\text{o}}"]),
     ],
-    "side by side": [
+    "C1: side by side": [
         ("24", ["4(6)", "(4)(6)", r"4\left(6\right)", r"2(3)(4)", r"{4}{6}", r"\frac{8(6)}{2}",
           "3(8)", r"5(4)+4", r"(2)^3(3)", r"\tfrac12(6)(8)", r"|-4|(6)", "3!(4)", r"\sqrt{9(64)}",
           r"{(3)(8) \over 3(3)-8}"],
@@ -533,7 +533,7 @@ KINDS = {
         ("f(g(x))", ["f(g(x))", r"f\left(g(x)\right)"], ["g(f(x))", "f(x)g(x)"]),
         ("y(0)e^{-t}", ["e^{-t}y(0)"], ["0", "y(0)e^{t}", "y(1)e^{-t}"]),
     ],
-    "without brackets": [
+    "C2: letters and functions without brackets": [
         (r"\frac{\sin\theta}{2\mu}", [r"\sin\theta/(2\mu)", r"\frac{1}{2\mu}\sin{\theta}"],
          [r"\sin(\theta/2)\mu"]),
         (r"\frac12", [r"\cos\pi/3", r"\cos \frac{\pi}{3}", r"\sin{30^\circ}", r"\log_4 2"],
@@ -542,7 +542,7 @@ KINDS = {
         ("3/2^n", [r"\frac{3}{2^{n}}", r"3\cdot 2^{-n}"], [r"(3/2)^n"]),
         ("v_0^2", ["v^2_0", "v_0v_0", "v^{2}_{0}"], ["v_2^0", "v^2"]),
     ],
-    "degrees in a sum": [
+    "C3: degrees in a sum": [
         (r"\beta+45^\circ", [r"45^\circ+\beta", r"\beta+\frac{\pi}{4}", r"\beta + 45", "β+45°"],
          [r"\beta-45^\circ", r"\beta+45\pi", r"2\beta+45^\circ", r"45^\circ"]),
         (r"105^\circ", [r"60^\circ+45^\circ", r"180^\circ-75^{\circ}", "60°+45°", r"\ang{105}",
@@ -551,7 +551,7 @@ KINDS = {
         (r"90^\circ-\frac{\alpha}{2}", [r"\frac{180^\circ-\alpha}{2}", r"\frac{\pi-\alpha}{2}"],
          [r"90^\circ-\alpha", r"\frac{90^\circ-\alpha}{2}"]),
     ],
-    "notation": [
+    "C4: notation": [
         (r"\frac58", ["**5/8**", r"`\frac58`", r"**\frac{5}{8}", r"\sfrac{5}{8}", r"\nicefrac58"],
          ["**8/5**", r"\sfrac{8}{5}"]),
         ("2468", [r"\num{2468}", r"\num{2,468}", r"2\;468", r"2{,}468", r"2\ 468"],
