@@ -591,11 +591,18 @@ def find_field(
 
 
 def get_problem(row: dict, field: str) -> str | None:
-    """Problem text; of a list of chat messages it is what the user says last."""
+    """Problem text; of a list of chat messages it is what the user says. ValueError where he speaks
+    twice: what was said before would be lost."""
     value = get_field(row, field)
     if isinstance(value, list):
         turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
-        value = turns[-1].get("content") if turns else None
+        if len(turns) > 1:
+            raise ValueError(
+                f"--problem_field {field}: a row holds a conversation, in which the user speaks "
+                f"{len(turns)} times; give a field with the problem alone, and examples as a "
+                "--prompt FILE"
+            )
+        value = turns[0].get("content") if turns else None
     return _text(value) if isinstance(value, (str, bytes)) else None
 
 

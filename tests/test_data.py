@@ -180,6 +180,13 @@ def test_named_fields_nested_fields_and_chat_messages(tmp_path, tokenizer):
     fields = {"problem_field": "other", "answer_field": "reward_model.ground_truth"}
     problems, _ = load_problems(source, tokenizer, **fields)
     assert problems[0].problem == "7"
+    row["prompt"] = [
+        *chat,
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "+1"},
+    ]
+    with pytest.raises(ValueError, match="--problem_field prompt: .* the user speaks 2 times"):
+        load_problems(write(tmp_path / "w.json", [row]), tokenizer)
 
 
 @pytest.mark.parametrize(
