@@ -17,13 +17,16 @@ def rehearse(out, *flags):
 
 
 @pytest.mark.slow
-def test_every_part_runs_in_a_rehearsal(tmp_path):
-    code, printed = rehearse(tmp_path / "gpu")
+def test_jobs_run_in_a_rehearsal(tmp_path):
+    """All but those that run remix.py, start vLLM or compile, which takes minutes: before a GPU is
+    had, rehearse them by hand."""
+    jobs = "environment,update,memory,head,engine-hf"
+    code, printed = rehearse(tmp_path / "gpu", "--jobs", jobs)
     assert code == 0, printed[-6000:]
     table = (tmp_path / "gpu" / "gpu.md").read_text()
     assert "FAILED" not in table and table in printed
     rows = [json.loads(line) for line in (tmp_path / "gpu" / "gpu.jsonl").read_text().splitlines()]
-    assert {row["part"] for row in rows} >= {0, 1, 2, 3, 4, 5, 6}
+    assert {row["job"] for row in rows} == set(jobs.split(","))
     assert "Self CPU" in (tmp_path / "gpu" / "gpu.log").read_text()  # the profile
 
 
