@@ -160,6 +160,8 @@ def test_a1_a_part_of_a_tensor_that_stays_is_seen():
         )
     ).bfloat16()
     torch.nn.init.zeros_(lm.pads.weight)
+    torch.nn.init.constant_(lm.pads.bias, -0.2)
+    torch.nn.init.zeros_(lm.norm.bias)
     before, whole = rollout.excerpt(lm), lm.qkv.weight.detach().clone()
     with rollout.perturbed(lm):
         now = rollout.excerpt(lm)
