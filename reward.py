@@ -190,7 +190,7 @@ class Grader:
 
     def _grade(self, pairs: dict[tuple, float]) -> int:
         """Fill in the rewards -> how many gradings failed (time, memory, error) and stay 0."""
-        waiting, kills = list(pairs)[::-1], 0
+        waiting, kills, again = list(pairs)[::-1], 0, set()
         while waiting or any(worker.pair for worker in self.workers):
             for worker in self.workers:
                 if waiting and worker.ready and not worker.pair:
@@ -222,6 +222,9 @@ class Grader:
                     continue
                 if reply in (b"0", b"1"):
                     pairs[worker.pair] = float(reply)
+                elif reply is None and worker.pipe in ready and worker.pair not in again:
+                    again.add(worker.pair)  # the worker died, perhaps not of this answer
+                    waiting.append(worker.pair)
                 else:
                     kills += 1
                     if reply:

@@ -797,6 +797,7 @@ import answers
 import reward
 def equivalent(answer, gold):  # stands for a grader that an answer managed to break
     if answer == "hang": time.sleep(60)
+    if answer == "slow": time.sleep(2)
     if answer == "die": os._exit(3)
     if answer == "memory": bytearray(3 << 30)
     with open({log!r}, "a") as file: file.write(f"{{answer}} {{gold}}\\n")
@@ -851,6 +852,16 @@ def test_a_failing_grading_is_killed_and_the_others_are_not_affected(fake, worke
         assert 0.5 <= time.monotonic() - start < 30
         assert any(process.poll() is not None for process in first)  # killed, and respawned:
         assert grader.score(boxes("6"), ["6"], "boxed") == ([1.0], ["6"], 0, 0)
+
+
+def test_a_grading_whose_worker_is_killed_by_another_is_repeated(fake):
+    """Once: the answer may be what it died of."""
+    with Grader(command=fake[0], deadline_s=5) as grader:
+        grader.score(boxes("1"), ["1"], "boxed")
+        killer = threading.Timer(1, grader.workers[0].process.kill)
+        killer.start()
+        slow = grader.score(boxes("slow"), ["slow"], "boxed")
+        assert slow.rewards == [1.0] and slow.kills == 0 and not killer.is_alive()
 
 
 def test_identical_pairs_are_graded_once(fake):
