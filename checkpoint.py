@@ -43,7 +43,7 @@ from transformers.utils import logging as transformers_logging
 from buffer import Buffer
 from config import Config
 from data import Problem, model_folder
-from metrics import DiskError, git_commit, reason, rewind_metrics, writing
+from metrics import DiskError, git_commit, reason, rewind_metrics, saved_steps, writing
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
 
@@ -78,13 +78,8 @@ def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Opti
     }
 
 
-def saved_steps(out: Path) -> list[Path]:
-    """The whole checkpoints of the run folder, the newest last."""
-    return sorted((out / "checkpoints").glob("step-*"))
-
-
 def latest(out: Path) -> Path | None:
-    """The newest of them, None where there is none."""
+    """The newest whole checkpoint of the run folder, None where there is none."""
     return max(saved_steps(out), default=None)
 
 

@@ -78,20 +78,17 @@ def kl(
     KL(pi_theta || pi_ref) whichever policy sampled (DeepSeek-V3.2, arXiv 2512.02556).
     """
     log_ratio = logp_ref - logp  # log(pi_ref / pi_theta): the other way round is the classic k3 bug
-    k2 = 0.5 * log_ratio.square()
     if estimator == "exact":
         return -(torch.exp(logp) * log_ratio).sum(-1)
     if estimator == "k2":
-        return k2
-    if estimator == "k1":
-        estimate = -log_ratio
-        if logp_b is None:
-            return estimate.detach() + (k2 - k2.detach())  # k1's value, k2's gradient
-    elif estimator == "k3":
-        estimate = torch.exp(log_ratio) - log_ratio - 1
-    else:
+        return 0.5 * log_ratio.square()
+    if estimator == "k1" and logp_b is None:  # k1's value, k2's gradient
+        k2 = 0.5 * log_ratio.square()
+        return -log_ratio.detach() + (k2 - k2.detach())
+    if estimator not in ("k1", "k3"):
         raise ValueError(f"kl_estimator must be k1, k2, k3 or exact, not {estimator!r}")
-    return estimate if logp_b is None else torch.exp(logp - logp_b) * estimate
+    k = -log_ratio if estimator == "k1" else torch.exp(log_ratio) - log_ratio - 1
+    return k if logp_b is None else torch.exp(logp - logp_b) * k
 
 
 def kl_convex_lambda(

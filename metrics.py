@@ -215,12 +215,17 @@ class Log:
 # ----------------------------------------------------------------------------------- files of a run
 
 
+def saved_steps(out: Path) -> list[Path]:
+    """The whole checkpoints of the run folder, the newest last."""
+    return sorted((out / "checkpoints").glob("step-*"))
+
+
 def what_is_left(out: str) -> str:
     """Of a run that ends early."""
-    saved = max(Path(out, "checkpoints").glob("step-*"), default=None)
-    if saved is None:
+    saved = saved_steps(Path(out))
+    if not saved:
         return "there is no checkpoint yet"
-    return f"the checkpoint of step {int(saved.name[-6:])} is intact"
+    return f"the checkpoint of step {int(saved[-1].name[-6:])} is intact"
 
 
 class DiskError(Exception):
