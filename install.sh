@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 kind=cpu
 if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then kind=gpu; fi
-version=$(cat requirements*.txt install.sh | cksum | cut -d' ' -f1)
+version=$(cat requirements.txt requirements-?pu.txt install.sh | cksum | cut -d' ' -f1)
 stamp=.venv/installed-$kind-$version
 # What a GPU node has installed is left alone by a login node without one, not the other way round
 installed() { [ -e "$stamp" ] || [ -e ".venv/installed-gpu-$version" ]; }

@@ -7,6 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash install.sh
+stamp=.venv/installed-tests-$(cksum < requirements-tests.txt | cut -d' ' -f1)
+if [ ! -e "$stamp" ]; then
+  .venv/bin/uv pip install -q --python .venv/bin/python -r requirements-tests.txt
+  touch "$stamp"
+fi
 export OMP_NUM_THREADS=1
 args=() where=(tests)
 for arg in "$@"; do

@@ -483,15 +483,13 @@ def test_friction_1_two_nodes_with_different_flags_are_refused(base, problems, t
 def test_friction_2_an_install_for_cpus_does_not_do_on_a_gpu_node(tmp_path):
     """install.sh in a folder of its own: status 0 = there already, 2 = it would install, with a
     python that it finds too old."""
-    for file in [*ROOT.glob("requirements*.txt"), ROOT / "install.sh"]:
-        shutil.copy(file, tmp_path)
+    files = "requirements.txt requirements-cpu.txt requirements-gpu.txt install.sh".split()
+    for name in files:
+        shutil.copy(ROOT / name, tmp_path)
     smi = tmp_path / "bin" / "nvidia-smi"
     for path in (smi.parent, tmp_path / ".venv"):
         path.mkdir()
-    text = "".join(
-        (tmp_path / name).read_text()
-        for name in [*sorted(path.name for path in tmp_path.glob("requirements*")), "install.sh"]
-    )
+    text = "".join((tmp_path / name).read_text() for name in files)
     cksum = subprocess.run("cksum", input=text, capture_output=True, text=True).stdout.split()[0]
 
     def install(gpu: bool) -> int:
