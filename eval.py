@@ -156,8 +156,8 @@ def grade(problems: list[Problem], responses: list[list[str]], grader, format: s
         columns = dict(rewards=scores.rewards, answers=scores.answers, answer_right=right)
     if scores.kills or scores.unparsable:
         print(
-            f"warning: {scores.kills} gradings ran out of time or memory, or failed; "
-            f"{scores.unparsable} golds were not readable: counted as wrong",
+            f"warning: {scores.kills} gradings failed or ran out of time or memory, "
+            f"{scores.unparsable} golds were not readable: they give a reward of 0",
             file=sys.stderr,
         )
     records, start = [], 0

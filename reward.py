@@ -146,7 +146,9 @@ class _Worker:
     def begin(self, reply: int | str | None) -> None:
         """Its first message says that it is ready, or why not."""
         if not isinstance(reply, int):
-            code = self.process.poll()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # for the exit code
+            code = self.process.returncode
             raise RuntimeError(
                 reply or f"a grader worker did not start (exit code {code}), see above"
             )
@@ -167,12 +169,12 @@ def read_own(own: str) -> tuple[str, str, bytes]:
     """FILE.py:FUNCTION -> path, name and source. ValueError where there is none."""
     file, _, name = own.rpartition(":")
     path = Path(file).expanduser()
-    if not name.isidentifier() or not path.is_file():
-        raise ValueError(f"--reward {own}: is no FILE.py:FUNCTION with a file that is there")
+    if not name.isidentifier() or path.suffix != ".py":
+        raise ValueError(f"--reward {own}: must be FILE.py:FUNCTION")
     try:
         return os.path.abspath(path), name, path.read_bytes()
     except OSError as error:
-        raise ValueError(f"--reward {own}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"--reward {own}: {error.strerror}; give FILE.py:FUNCTION") from error
 
 
 def look_at(own: str) -> dict[str, str]:
