@@ -359,7 +359,7 @@ def check_config(cfg: Config) -> None:
         (not weighs or not loss or loss.per != "response", "engine_weight", f"weighs tokens, and "
          f"--loss {cfg.loss} is one term a response; use off"),
         *each("format answer_field", lambda x: not (x and cfg.reward), "is of our own grading; "
-              "leave it out with --reward, whose function gets the whole row"),
+              "leave it out with --reward, whose function gets the row"),
         (not cfg.reward or cfg.replay != "buffer_matters", "replay", "knows right and wrong, 1 and "
          "0, and no --reward; use another"),
         (not cfg.reward or cfg.loss != "topr", "loss", "knows right and wrong, 1 and 0, and no "

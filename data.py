@@ -732,9 +732,9 @@ def load_problems(
     that many kept problems. `flag` is what named the source. `or_usual`: where the given fields are
     absent, the usual ones do. counts: rows = no_answer + unparsable + duplicates + too_long + kept,
     of those looked at. A benchmark keeps its duplicates: it is a set of so many. So does any source
-    with keep_duplicates. `whole_rows`: of --reward; a row then needs no answer, and is the gold's
-    place in a duplicate. Raises ValueError, one sentence with the flag named, when nothing usable
-    comes out.
+    with keep_duplicates. `whole_rows`, for --reward: a problem carries its row, which needs no
+    answer; duplicates are whole rows that are the same. Raises ValueError, one sentence with the
+    flag named, when nothing usable comes out.
     """
     template = get_prompt(prompt, tokenizer)
     if tokenizer is not None and template.chat:

@@ -334,11 +334,9 @@ def check_args(args) -> None:
             f"is for the benchmarks, of which --data {args.data} has none; leave it out",
         ),
     ]
-    for name in ("format", "answer_field") if args.reward else ():
-        what = (
-            "is of our own grading; leave it out with --reward, whose function gets the whole row"
-        )
-        rows.append((not getattr(args, name), name, what))
+    for name in ("format", "answer_field"):
+        what = "is of our own grading; leave it out with --reward, whose function gets the row"
+        rows.append((not (args.reward and getattr(args, name)), name, what))
     for name in ("n", "max_tokens", "limit", "chunk", "workers"):
         value = getattr(args, name)
         rows.append((value is None or value >= 1, name, "must be at least 1"))
@@ -407,16 +405,10 @@ def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
     order = {name: i for i, name in enumerate(data.BENCHMARKS)}
     sets = {}
     for name in sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))):
-        fields, options = (args.problem_field, args.answer_field), (args.split, args.limit)
+        fields = (args.problem_field, args.answer_field)
+        options = (*fields, args.split, args.limit, args.data_dir)
         sets[name], counts = data.load_problems(
-            name,
-            tokenizer,
-            args.prompt,
-            None,
-            *fields,
-            *options,
-            args.data_dir,
-            whole_rows=bool(args.reward),
+            name, tokenizer, args.prompt, None, *options, whole_rows=bool(args.reward)
         )
         print(f"{name}: {data.describe(counts)}")
     if tokenizer is not None:
@@ -712,7 +704,9 @@ def main(argv: list[str] | None = None) -> None:
         check_args(args)
         own = reward.look_at(args.reward or "")
         tokenizer, context, sets = load(args)
-        config = resolved_config(args, sets) | {f"{k}_sha256": value for k, value in own.items()}
+        config = resolved_config(args, sets)
+        if own:
+            config |= dict(reward=args.reward, reward_sha256=own["reward"])
         check_out(args.out, config)
         known = read_samples(args.samples, sets) if args.samples else read_partial(args.out, config)
     except ValueError as error:

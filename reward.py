@@ -103,6 +103,7 @@ def start(pipe: Connection) -> tuple[Callable, int]:
 
 
 def grade(job: list[tuple[str, str | Gold]]) -> list[float | str]:
+    """1.0 or 0.0, or an error, of the job's one pair."""
     ((answer, gold),) = job
     try:
         return [float(equivalent(answer, gold))]

@@ -27,6 +27,7 @@ import remix
 import worker
 from buffer import Response
 from data import Problem
+from metrics import Log
 from reward import Grader, look_at, read_own
 
 slow = pytest.mark.slow
@@ -286,7 +287,8 @@ def test_best_of_k_is_the_mean_over_draws():
 
 
 def test_eval_py_grades_with_it_and_names_what_it_found(own, tmp_path, capsys):
-    reward = own("def f(response, row): return row['scale'] * len(response)")
+    source = "def f(response, row): return row['scale'] * len(response)"
+    reward = own(source)
     (tmp_path / "rows.json").write_text(json.dumps([dict(problem=p, scale=s) for p, s in
                                                     (("a", -0.5), ("b", 2.0))]))  # fmt: skip
     lines = [dict(id=i, responses=["x", "xx", "xxx"]) for i in (0, 1)]
@@ -300,6 +302,9 @@ def test_eval_py_grades_with_it_and_names_what_it_found(own, tmp_path, capsys):
     assert found.keys() == names
     said = capsys.readouterr().out
     assert "| reward " in said and " 1.5000 |" in said and "pass@" not in said
+    with pytest.raises(SystemExit):
+        evaluation.main([*flags, "--reward", own(source + "\ng = f", "g")])
+    assert "differs in --reward" in capsys.readouterr().err
     read_own.cache_clear()
     own("def f(response, row): return 0")
     with pytest.raises(SystemExit):
@@ -308,6 +313,18 @@ def test_eval_py_grades_with_it_and_names_what_it_found(own, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluation.main([*flags, "--format", "r1"])
     assert "eval.py: --format r1: is of our own grading" in capsys.readouterr().err
+
+
+def test_the_line_on_the_screen_has_the_mean_reward(group, tmp_path, capsys):
+    log = Log(config.Config(out=str(tmp_path), steps=3), 0, "cpu")
+    log.start(1)
+    row = dict(step=1, reward=-0.5, response_length=7.0, rollouts=4, grader_kills=0)
+    log.write(row | {"eval/reward": 0.125, "eval/reward_ci": 0.25})
+    log.write(dict(step=0) | {"eval/reward": -2.0, "eval/response_length": 3.0})
+    log.bar.close()
+    said = capsys.readouterr().out
+    assert "reward -0.50  length   7.0  rollouts      4  eval reward 0.125 ± 0.250  " in said
+    assert "base model: eval reward -2.000, 3 tokens a response" in said
 
 
 def test_figure_and_table_show_the_mean_reward(tmp_path):
