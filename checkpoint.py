@@ -265,7 +265,7 @@ def record_start(cfg: Config, sha256: dict[str, str]) -> list[str]:
 
 def problems_sha256(problems: list[Problem]) -> str:
     """Of all that training sees of them, so of a changed prompt or tokenizer, too."""
-    content = [(p.id, p.problem, p.gold, p.prompt_ids) for p in problems]
+    content = [p[:4] if p.row is None else tuple(p) for p in problems]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

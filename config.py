@@ -51,6 +51,8 @@ class Config:
     format: Literal["", "r1", "tags", "boxed"] = ""
     problem_field: str = ""  # name of the field with the problem [found]
     answer_field: str = ""  # name of the field with the gold answer [found]
+    # your own reward, FILE.py:FUNCTION of (response, row), in place of grading: docs/rewards.md
+    reward: str = ""
     split: str = "train"  # split of a hub data set
     limit: int = 0  # use only the first so many training problems; 0 = all
     # train on a problem as often as the data has it; by default once (verl and TRL: as often)
@@ -136,6 +138,8 @@ class Config:
     gpu_memory: float = 0.5  # share of each GPU's memory for vLLM [0-1]
     tensor_parallel: int = 1  # ranks that hold one vLLM engine together
     grader_workers: int = 1  # grading processes a rank
+    # longest that grading a response, or a call of --reward's function, may take [s]
+    grader_deadline: float = 2.0
 
     # Evaluation, saving
     # problems to evaluate on, as for --data; with --data tiny: its held-out ones
@@ -241,7 +245,7 @@ def resolve(cfg: Config) -> Config:
     from data import get_prompt
 
     gpu = torch.cuda.is_available()
-    cfg.format = cfg.format or get_prompt(cfg.prompt).format
+    cfg.format = cfg.format or ("" if cfg.reward else get_prompt(cfg.prompt).format)
     cfg.dtype = ("bfloat16" if gpu else "float32") if cfg.dtype == "auto" else cfg.dtype
     cfg.shard = ("node" if gpu else "none") if cfg.shard == "auto" else cfg.shard
     return cfg
@@ -324,7 +328,8 @@ def check_config(cfg: Config) -> None:
               "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
-        *each("clip_eps value_clip grad_clip lr critic_lr", lambda x: x > 0, "must be above 0"),
+        *each("clip_eps value_clip grad_clip lr critic_lr grader_deadline", lambda x: x > 0,
+              "must be above 0"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
          "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),
@@ -353,6 +358,12 @@ def check_config(cfg: Config) -> None:
          "form; use k1 or k3, or leave --kl_unbiased out"),
         (not weighs or not loss or loss.per != "response", "engine_weight", f"weighs tokens, and "
          f"--loss {cfg.loss} is one term a response; use off"),
+        *each("format answer_field", lambda x: not (x and cfg.reward), "is of our own grading; "
+              "leave it out with --reward, whose function gets the row"),
+        (not cfg.reward or cfg.replay != "buffer_matters", "replay", "knows right and wrong, 1 and "
+         "0, and no --reward; use another"),
+        (not cfg.reward or cfg.loss != "topr", "loss", "knows right and wrong, 1 and 0, and no "
+         "--reward; use another"),
         (cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed "
          "or not chosen; use 1"),
         (cfg.attention == "sdpa" or flash, "attention", "needs a GPU, --dtype bfloat16 and the "
@@ -491,17 +502,18 @@ def runs(pid: int) -> bool:
 
 
 def check_problems(cfg: Config, sha256: dict[str, str]) -> None:
-    """ValueError if the problems, or their prompts, are not those that the run in --out began with.
-    sha256: of those of --data and --eval_data."""
+    """ValueError if the problems, their prompts, or the reward's file are not those that the run in
+    --out began with. sha256: of those of --data, --eval_data and --reward."""
     old = saved_config(Path(cfg.out)) or {}
     for flag, now in sha256.items():
         then = old.get("sha256", {}).get(flag, now)
         changed = any(old.get(name) != getattr(cfg, name) for name in ("eval_data", "eval_limit"))
         if now != then and not (flag == "eval_data" and changed):  # others were asked for
+            what = "its problems or their prompts are not those"
+            what = "its file is not the one" if flag == "reward" else what
             raise ValueError(
-                f"--{flag} {getattr(cfg, flag)}: its problems or their prompts are not those that "
-                f"the run in --out {cfg.out} began with (sha256 {now[:8]}, then {then[:8]}); put "
-                "them back, or name a new folder"
+                f"--{flag} {getattr(cfg, flag)}: {what} that the run in --out {cfg.out} began with "
+                f"(sha256 {now[:8]}, then {then[:8]}); put that back, or name a new folder"
             )
 
 

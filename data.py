@@ -59,6 +59,7 @@ class Problem(NamedTuple):
     problem: str
     gold: str | Gold
     prompt_ids: list[int]
+    row: dict | None = None  # the whole of it, for --reward
 
 
 class Prompt(NamedTuple):
@@ -651,6 +652,15 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+def plain(value: Any) -> Any:
+    """A row as a JSON reader gives it: floats where `read_file` has kept all digits."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
 def _answer_text(value: Any, field: str) -> str | None:
     if value is None or isinstance(value, dict):
         return None
@@ -714,6 +724,7 @@ def load_problems(
     flag: str = "--data",
     or_usual: bool = False,
     keep_duplicates: bool = False,
+    whole_rows: bool = False,
 ) -> tuple[list[Problem], dict[str, int]]:
     """Problems of a source, in its order, with encoded prompts, and what became of its rows.
 
@@ -721,8 +732,9 @@ def load_problems(
     that many kept problems. `flag` is what named the source. `or_usual`: where the given fields are
     absent, the usual ones do. counts: rows = no_answer + unparsable + duplicates + too_long + kept,
     of those looked at. A benchmark keeps its duplicates: it is a set of so many. So does any source
-    with keep_duplicates. Raises ValueError, one sentence with the flag named, when nothing usable
-    comes out.
+    with keep_duplicates. `whole_rows`, for --reward: a problem carries its row, which needs no
+    answer; duplicates are whole rows that are the same. Raises ValueError, one sentence with the
+    flag named, when nothing usable comes out.
     """
     template = get_prompt(prompt, tokenizer)
     if tokenizer is not None and template.chat:
@@ -731,8 +743,8 @@ def load_problems(
     counts = dict.fromkeys(names, 0)
     fields: dict[str, str] = {}
 
-    def usable() -> Iterator[tuple[int, str, str | Gold]]:
-        """(row number, text, gold) of the rows that a prompt is made for."""
+    def usable() -> Iterator[tuple[int, str, str | Gold, dict | None]]:
+        """(row number, text, gold, row) of the rows that a prompt is made for."""
         parsable: dict[str | Gold, bool] = {}  # golds repeat, and reading one takes a millisecond
         seen: set[tuple] = set()
         for part, rows in read_source(source, split, data_dir, flag):
@@ -741,39 +753,43 @@ def load_problems(
             for kind, usual, given in (
                 ("problem", PROBLEM_FIELDS, problem_field),
                 ("answer", (*ANSWER_FIELDS, "solution"), answer_field),
-            ):
+            )[: 1 if whole_rows else 2]:
                 fields[kind] = find_field(rows, usual, given, f"--{kind}_field", part, or_usual)
             for row in rows:
                 counts["rows"] += 1
-                text, gold = get_problem(row, fields["problem"]), get_gold(row, fields["answer"])
-                if gold is not None and gold not in parsable:
+                text, gold = get_problem(row, fields["problem"]), ""
+                if not whole_rows:
+                    gold = get_gold(row, fields["answer"])
+                if gold and gold not in parsable:
                     parsable[gold] = reward.parsable(gold)
+                same = (text, hash(repr(row)) if whole_rows else gold)
                 if text is None or gold is None:
                     counts["no_answer"] += 1
-                elif not parsable[gold]:
+                elif gold and not parsable[gold]:
                     counts["unparsable"] += 1
-                elif (text, gold) in seen and part not in BENCHMARKS and not keep_duplicates:
+                elif same in seen and part not in BENCHMARKS and not keep_duplicates:
                     counts["duplicates"] += 1
                 else:
-                    seen.add((text, gold))
-                    yield counts["rows"] - 1, text, gold
+                    seen.add(same)
+                    yield counts["rows"] - 1, text, gold, plain(row) if whole_rows else None
 
     rows, problems = usable(), []
     integers: dict[int, int] = {}  # one object a token id, or a prompt of 200 tokens has 7 kB
     while new := together(lambda: list(islice(rows, limit and limit - len(problems)))):
-        texts = [text for _, text, _ in new]
+        texts = [text for _, text, *_ in new]
         prompts = encode_all(texts, template, tokenizer, f"{flag} {source}")
-        for row, prompt_ids in zip(new, prompts, strict=True):
+        for (*said, row), prompt_ids in zip(new, prompts, strict=True):
             if max_prompt_tokens is not None and len(prompt_ids) > max_prompt_tokens:
                 counts["too_long"] += 1
             else:
-                problems.append(Problem(*row, [integers.setdefault(i, i) for i in prompt_ids]))
+                ids = [integers.setdefault(i, i) for i in prompt_ids]
+                problems.append(Problem(*said, ids, row))
     counts["kept"] = len(problems)
     if not problems:
+        names = ", ".join(f"--{kind}_field ({field})" for kind, field in fields.items())
         raise ValueError(
             f"{flag} {source}: no usable row ({describe(counts)}); "
-            f"check --problem_field ({fields['problem']}), --answer_field ({fields['answer']}) "
-            f"and --max_prompt_tokens ({max_prompt_tokens})."
+            f"check {names} and --max_prompt_tokens ({max_prompt_tokens})."
         )
     return problems, counts
 
@@ -802,6 +818,7 @@ def load_run(cfg) -> tuple:
     options = dict(
         prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens,
         problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None,
+        whole_rows=bool(cfg.reward),
     )  # fmt: skip
     problems, counts = load_problems(
         cfg.data, tokenizer, split=cfg.split, limit=cfg.limit or None,
@@ -824,11 +841,12 @@ def load_run(cfg) -> tuple:
 def show(problem: Problem, prompt: str, format: str, tokenizer) -> list[str]:
     """What the model is given and what it must answer: a wrong prompt trains without a word."""
     text = tokenizer.decode(problem.prompt_ids)
-    return [
-        f"--- the first prompt ({prompt}), special tokens included ---",
-        text,
-        f"--- a right response ({format}): {reward.FORMATS[format]}; here {problem.gold!r} ---",
-    ]
+    if problem.row is not None:
+        right = f"the reward is of the response and this row: {str(problem.row)[:200]}"
+    else:
+        right = f"a right response ({format}): {reward.FORMATS[format]}; here {problem.gold!r}"
+    head = f"--- the first prompt ({prompt}), special tokens included ---"
+    return [head, text, f"--- {right} ---"]
 
 
 def describe(counts: dict[str, int]) -> str:

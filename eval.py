@@ -5,6 +5,7 @@ The training loop calls `sample` and `summarize`; this file alone is the benchma
     python eval.py --model DIR_OR_HUB --data tiny
     python eval.py --model DIR_OR_HUB --data math500 --n 16   # --data_dir DIR: not from the hub
     python eval.py --samples FILE --data math500              # grade what another system wrote
+    python eval.py --model DIR_OR_HUB --data FILE --reward FILE.py:FUNCTION     # docs/rewards.md
     torchrun --nproc_per_node 8 -- eval.py --model ...        # one engine a rank
 
 The paper's tables are greedy: one response a problem of up to 8192 tokens, of which only the boxed
@@ -75,6 +76,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def best_at_k(rewards: list[float], k: int) -> float:
+    """Mean, over the draws of k of the rewards without replacement, of the best; so it is unbiased,
+    and with rewards of 0 and 1 it is `pass_at_k`."""
+    n = len(rewards)
+    # Of C(n, k) draws the i-th smallest is the best of those that take the others below it
+    ways = (math.comb(i, k - 1) for i in range(n))
+    return sum(w * x for w, x in zip(ways, sorted(rewards), strict=True)) / math.comb(n, k)
+
+
 def interval(values: list[float]) -> float:
     """Half width of the 95 % interval of the mean of one value a problem; nan for a single problem.
 
@@ -132,20 +142,27 @@ def decode(tokenizer, tokens: list[int]) -> str:
 
 def grade(problems: list[Problem], responses: list[list[str]], grader, format: str) -> list[dict]:
     """One record a problem from its responses: {"id", "responses", "rewards", "answers",
-    "answer_right"}; an answer is None where the format is wrong, and may be right all the same."""
+    "answer_right"}; an answer is None where the format is wrong, and may be right all the same. The
+    last two are not of --reward."""
     flat = [text for texts in responses for text in texts]
-    golds = [p.gold for p, texts in zip(problems, responses, strict=True) for _ in texts]
-    scores = grader.score(flat, golds, format)
+    asked = [p for p, texts in zip(problems, responses, strict=True) for _ in texts]
+    golds = [p.gold for p in asked]
+    if grader.own:
+        scores = grader.own_rewards(flat, [p.row for p in asked])
+        columns = dict(rewards=scores.rewards)
+    else:
+        scores = grader.score(flat, golds, format)
+        right = grader.right_answers(flat, golds, scores)
+        columns = dict(rewards=scores.rewards, answers=scores.answers, answer_right=right)
     if scores.kills or scores.unparsable:
         print(
-            f"warning: {scores.kills} gradings ran out of time or memory, "
-            f"{scores.unparsable} golds were not readable: counted as wrong",
+            f"warning: {scores.kills} gradings failed or ran out of time or memory, "
+            f"{scores.unparsable} golds were not readable: they give a reward of 0",
             file=sys.stderr,
         )
-    right, records, start = grader.right_answers(flat, golds, scores), [], 0
+    records, start = [], 0
     for problem, texts in zip(problems, responses, strict=True):
         span = slice(start, start := start + len(texts))
-        columns = dict(rewards=scores.rewards, answers=scores.answers, answer_right=right)
         graded = {name: column[span] for name, column in columns.items()}
         records.append(dict(id=problem.id, responses=texts, **graded))
     return records
@@ -180,6 +197,8 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     pass@1 is the mean over problems of the mean over samples. pass@k is given for k = 2, 4, 8 … up
     to the smallest number of samples that a problem has. answer_rate: right answers in any format.
     format_rate: answers, right or wrong, in the right format. One problem alone has no intervals.
+    With --reward, whose rewards are any numbers: reward in the place of pass@1, and best@k, the
+    mean over problems of the expected best of k samples, in that of pass@k.
     """
     counts = [(len(r["rewards"]), sum(x > 0 for x in r["rewards"])) for r in records]
     n = min(count for count, _ in counts)
@@ -190,17 +209,25 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
         if len(values) > 1:
             metrics[f"{name}_ci"] = interval(values)
 
-    add("pass@1", [right / count for count, right in counts])
+    own = not all("answers" in r for r in records)
+    if own:
+        add("reward", [fmean(r["rewards"]) for r in records])
+    else:
+        add("pass@1", [right / count for count, right in counts])
     k = 2
     while k <= n:
-        add(f"pass@{k}", [pass_at_k(count, right, k) for count, right in counts])
+        if own:
+            add(f"best@{k}", [best_at_k(r["rewards"], k) for r in records])
+        else:
+            add(f"pass@{k}", [pass_at_k(count, right, k) for count, right in counts])
         k *= 2
-    if n > 1:
+    if n > 1 and not own:
         rights, wrongs = (right for _, right in counts), [_merge_votes(r, grader) for r in records]
         add(f"maj@{n}", list(map(majority, rights, wrongs)))
     if all("answer_right" in r for r in records):
         metrics["answer_rate"] = fmean(fmean(r["answer_right"]) for r in records)
-    metrics["format_rate"] = fmean(fmean(x is not None for x in r["answers"]) for r in records)
+    if not own:
+        metrics["format_rate"] = fmean(fmean(x is not None for x in r["answers"]) for r in records)
     if all("lengths" in r for r in records):
         metrics["response_length"] = fmean(x for r in records for x in r["lengths"])
     metrics["reflection_rate"] = reflection_rate([text for r in records for text in r["responses"]])
@@ -211,7 +238,7 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
 
 def format_warning(metrics: dict[str, float], format: str) -> str:
     """A sentence where most of the right answers get nothing for their format, else ""."""
-    right, passed = metrics.get("answer_rate", 0.0), metrics["pass@1"]
+    right, passed = metrics.get("answer_rate", 0.0), metrics.get("pass@1", 0.0)
     if right <= 2 * passed:
         return ""
     return (
@@ -252,6 +279,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("format", formats, choices=tuple(reward.FORMATS))
     flag("problem_field", "field with the problem (default: found)")
     flag("answer_field", "field with the gold answer (default: found)")
+    flag("reward", "your own, of (response, row), for grading", metavar="FILE.py:FUNCTION")
+    flag("grader_deadline", "of grading a response, or of a call of --reward's function [s]", 2.0)
     flag("split", "split of tiny, of a hub set or of a folder", "test")
     flag("limit", "only the first problems of each set", type=int)
     flag("engine", "sampler; auto = vLLM where installed", "auto", choices=("auto", "vllm", "hf"))
@@ -289,6 +318,7 @@ def check_args(args) -> None:
         (varied, "n", "with --temperature 0 all are the same; use 1"),
         (0 < args.top_p <= 1, "top_p", "must be above 0 and at most 1"),
         (vllm, "engine", "is not installed; install vLLM or use --engine hf"),
+        (0 < args.grader_deadline < math.inf, "grader_deadline", "must be a number above 0"),
         (not samples or world == 1, "samples", "is graded by one process; leave torchrun away"),
         (
             whole,
@@ -304,6 +334,9 @@ def check_args(args) -> None:
             f"is for the benchmarks, of which --data {args.data} has none; leave it out",
         ),
     ]
+    for name in ("format", "answer_field"):
+        what = "is of our own grading; leave it out with --reward, whose function gets the row"
+        rows.append((not (args.reward and getattr(args, name)), name, what))
     for name in ("n", "max_tokens", "limit", "chunk", "workers"):
         value = getattr(args, name)
         rows.append((value is None or value >= 1, name, "must be at least 1"))
@@ -372,9 +405,10 @@ def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
     order = {name: i for i, name in enumerate(data.BENCHMARKS)}
     sets = {}
     for name in sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))):
-        fields, options = (args.problem_field, args.answer_field), (args.split, args.limit)
+        fields = (args.problem_field, args.answer_field)
+        options = (*fields, args.split, args.limit, args.data_dir)
         sets[name], counts = data.load_problems(
-            name, tokenizer, args.prompt, None, *fields, *options, args.data_dir
+            name, tokenizer, args.prompt, None, *options, whole_rows=bool(args.reward)
         )
         print(f"{name}: {data.describe(counts)}")
     if tokenizer is not None:
@@ -390,7 +424,7 @@ def resolved_config(args, sets: dict[str, list[Problem]]) -> dict:
     config = {name: getattr(args, name) for name in f"{names} engine dtype format".split()}
     digest = hashlib.sha256()
     for name, problems in sets.items():
-        content = [(p.id, p.problem, p.gold, p.prompt_ids) for p in problems]
+        content = [p[:4] if p.row is None else tuple(p) for p in problems]
         digest.update(repr((name, content)).encode())
     config["problems_sha256"] = digest.hexdigest()[:16]
     weights = sorted(Path(args.model).glob("*.safetensors")) if args.model else []
@@ -401,6 +435,7 @@ def resolved_config(args, sets: dict[str, list[Problem]]) -> dict:
 def check_same_config(old: dict, new: dict, out: Path) -> None:
     content = {
         "problems_sha256": "the content of --data or --prompt",
+        "reward_sha256": "the file of --reward",
         "weights_modified_ns": "the weights in --model",
     }
     for key, value in new.items():
@@ -564,8 +599,9 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
             bar.update(len(new))
 
         n = args.n
-        empty = dict(responses=[""] * n, rewards=[0.0] * n, answers=[None] * n, lengths=[0] * n)
-        empty |= dict(answer_right=[False] * n, finished=[False] * n)
+        empty = dict(responses=[""] * n, rewards=[0.0] * n, lengths=[0] * n, finished=[False] * n)
+        if not grader.own:
+            empty |= dict(answers=[None] * n, answer_right=[False] * n)
         keep([name for name, _ in too_long], [{"id": p.id, **empty} for _, p in too_long])
         if not todo:
             return records
@@ -637,15 +673,19 @@ def table(sets: dict[str, dict]) -> str:
     numbers = {"problems": "problems", "n": "n", "response_length": "length [tokens]"}
     shares = {"truncation_rate": "truncated [%]", "reflection_rate": "reflection [%]"}
     shares |= {"answer_rate": "answer right [%]", "format_rate": "format right [%]"}
+    own = ("reward", "best@")  # any numbers, no shares
 
     def cell(key: str, value: float) -> str:
         if math.isnan(value) or (key.endswith("_ci") and value == 0):
             return "–"  # one problem, or all went alike, which gives no interval
+        if key.startswith(own):
+            return f"{value:.4f}"
         return f"{value:.0f}" if key in numbers else f"{100 * value:.2f}"
 
     rows = [["", *columns]]
     for key in dict.fromkeys(key for metrics in columns.values() for key in metrics):
-        name = f"± 95 % of {key[:-3]}" if key.endswith("_ci") else f"{key} [%]"
+        name = key if key.startswith(own) else f"{key} [%]"
+        name = f"± 95 % of {key[:-3]}" if key.endswith("_ci") else name
         cells = [cell(key, metrics.get(key, math.nan)) for metrics in columns.values()]
         rows.append([(numbers | shares).get(key, name), *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -662,13 +702,16 @@ def main(argv: list[str] | None = None) -> None:
     rank, world = ranks()
     try:
         check_args(args)
+        own = reward.look_at(args.reward or "")
         tokenizer, context, sets = load(args)
         config = resolved_config(args, sets)
+        if own:
+            config |= dict(reward=args.reward, reward_sha256=own["reward"])
         check_out(args.out, config)
         known = read_samples(args.samples, sets) if args.samples else read_partial(args.out, config)
     except ValueError as error:
         refuse(error)
-    with reward.Grader(workers=args.workers) as grader:
+    with reward.Grader(args.workers, args.grader_deadline, own=args.reward or "") as grader:
         if args.samples:
             records = grade_samples(sets, *known, tokenizer, grader, args.format)
         else:

@@ -174,7 +174,9 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """GRPO (Shao et al. 2024): (reward - mean) / (std + 1e-6) within each group of responses to one
     prompt. (B,) -> (B,). All equal rewards give 0."""
     groups = grouped(rewards, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).view(-1)
+    equal = (groups == groups[:, :1]).all(1, keepdim=True)  # the mean of 0.1s is rounded
+    scale = groups.std(1, keepdim=True) + 1e-6
+    return ((groups - groups.mean(1, keepdim=True)) / scale).masked_fill(equal, 0).view(-1)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

@@ -167,15 +167,19 @@ class Log:
         row = dict(
             off_policy_ratio=share, kl_convex_lambda=lam, clip_eps=eps,
             reward=float(np.mean([r.reward for r in new])),
-            answer_rate=counts["right"] / len(new), format_rate=counts["formatted"] / len(new),
             response_length=float(np.mean([len(r.tokens) for r in new])),
             reflection_rate=counts["reflecting"] / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
-            grader_kills=counts["kills"], grader_unparsable=counts["unparsable"],
+            grader_kills=counts["kills"],
             grad_norm=float(np.mean([norms["policy"] for norms in self.norms])),
             engine_gap=self.engine_gap, tokens_forward=self.tokens_forward,
             tokens_backward=self.tokens_backward,
         )  # fmt: skip
+        if "right" in counts:  # not of --reward, which may know of no answer
+            row |= dict(
+                answer_rate=counts["right"] / len(new), format_rate=counts["formatted"] / len(new),
+                grader_unparsable=counts["unparsable"],
+            )  # fmt: skip
         row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True)}
         for i, of_age in enumerate(self.totals["ages"]):
             if of_age[0] > 0:
@@ -196,20 +200,28 @@ class Log:
                 file.write(json.dumps(row) + "\n")
         if "reward" in row:
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
-            if row["format_rate"] < 0.9:  # where it matters that the two are not the same
+            if row.get("format_rate", 1) < 0.9:  # where it matters that the two are not the same
                 text += f" (answer {row['answer_rate']:.2f}, format {row['format_rate']:.2f})"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
-            if "eval/pass@1" in row:
-                text += f"  pass@1 {row['eval/pass@1']:.1%}"
-            if "eval/pass@1_ci" in row:  # one problem has none
-                text += f" ± {row['eval/pass@1_ci']:.1%}"
+            if score := evaluation(row):
+                text += f"  {score}"
             if row["grader_kills"]:
                 text += f"  {row['grader_kills']} gradings killed"
             self.say(f"{text}  {sum(self.seconds.values()):.1f} s")
             self.bar.update()
-        elif "eval/pass@1" in row:
-            length = row["eval/response_length"]
-            self.say(f"base model: pass@1 {row['eval/pass@1']:.1%}, {length:.0f} tokens a response")
+        elif score := evaluation(row):
+            self.say(f"base model: {score}, {row['eval/response_length']:.0f} tokens a response")
+
+
+def evaluation(row: dict) -> str:
+    """What an evaluation found, with its interval, which one problem does not have; "" if there was
+    none."""
+    for name, form in {"pass@1": ".1%", "reward": ".3f"}.items():
+        values = [row.get(f"eval/{name}{end}") for end in ("", "_ci")]
+        if values[0] is not None:
+            own = "eval " if name == "reward" else ""
+            return f"{own}{name} " + " ± ".join(f"{x:{form}}" for x in values if x is not None)
+    return ""
 
 
 # ----------------------------------------------------------------------------------- files of a run

@@ -9,7 +9,8 @@ good on one of the three can look bad on another. Bottom: response length, self-
 effective sample size by data age, against steps (`ess`, between 0 and 1; the mean ratio is 1 until
 a single token makes it 70). Folders NAME-seedN are seeds of one line NAME: the line is their mean,
 the band their minimum and maximum, over the steps that all of them have; where some go on alone
-they are drawn thin. A single run's band is the 95 % interval of its pass@1.
+they are drawn thin. A single run's band is the 95 % interval of its pass@1. Runs with --reward have
+their mean reward in its place.
 """
 
 import argparse
@@ -47,6 +48,7 @@ class Panel(NamedTuple):
 
 
 ACCURACY = {"eval/pass@1": "pass@1, held-out problems [%]", "reward": "training reward [%]"}
+OWN = {"eval/reward": "mean reward, held-out problems", "reward": "training reward"}  # --reward
 LENGTH = {
     "eval/response_length": "mean length, evaluation [tokens]",
     "response_length": "mean length, training [tokens]",
@@ -168,9 +170,14 @@ def value_at(rows: Iterable[dict], rollouts: float, key: str = "eval/pass@1") ->
     return float(np.interp(rollouts, *zip(*points, strict=True)))
 
 
-def spread(values: list[float]) -> str:
+def own_reward(runs: dict[str, list[Run]]) -> bool:
+    """Whether a run's rewards are those of --reward, any numbers."""
+    return any(config.get("reward") for seeds in runs.values() for _, config in seeds)
+
+
+def spread(values: list[float], digits: int = 1) -> str:
     """Mean [lowest, highest] of the seeds."""
-    mean, low, high = (f"{v:.1f}" for v in (fmean(values), min(values), max(values)))
+    mean, low, high = (f"{v:.{digits}f}" for v in (fmean(values), min(values), max(values)))
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
@@ -194,19 +201,24 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 def table(
     runs: dict[str, list[Run]], at: int | None = None, marks: tuple[int, ...] = (60, 70, 80, 85, 90)
 ) -> str:
-    """pass@1 [%] of the base model, after `at` rollouts and at the end; cost_to each mark."""
+    """pass@1 [%] of the base model, after `at` rollouts and at the end; cost_to each mark. With
+    --reward the mean reward, and no marks."""
+    key, scale, digits = "eval/pass@1", 100, 1
+    if own_reward(runs):
+        key, scale, digits, marks = "eval/reward", 1, 3, ()
     at_column = [f"at {at:,} rollouts"] if at else []
     heads = ["run", "seeds", "base", *at_column, "end", *(f"to {mark} %" for mark in marks)]
     lines = []
     for label, seeds in runs.items():
         rows = [[row for _, row in sorted(run.items())] for run, _ in seeds]
-        percent = [[100 * row["eval/pass@1"] for row in of if "eval/pass@1" in row] for of in rows]
-        if not all(percent):
+        scores = [[scale * row[key] for row in of if key in row] for of in rows]
+        if not all(scores):
             raise ValueError(f"{label}: a run without evaluations has no row in the table.")
-        line = [label, str(len(seeds)), spread([p[0] for p in percent])]
+        line = [label, str(len(seeds)), spread([s[0] for s in scores], digits)]
         if at:
-            line.append(spread([100 * value_at(of, at) for of in rows]))
-        line.append(f"{spread([p[-1] for p in percent])} ({rows[0][-1]['rollouts']:,} rollouts)")
+            line.append(spread([scale * value_at(of, at, key) for of in rows], digits))
+        end = spread([s[-1] for s in scores], digits)
+        line.append(f"{end} ({rows[0][-1]['rollouts']:,} rollouts)")
         lines.append(line + [cost_to(rows, mark) for mark in marks])
     return markdown(heads, lines)
 
@@ -245,8 +257,8 @@ def draw(
     ys = [fmean(c[s][1] for c in curves) for s in common]
     low = [min(c[s][1] for c in curves) for s in common]
     high = [max(c[s][1] for c in curves) for s in common]
-    if len(runs) == 1 and y == "eval/pass@1":
-        half = [scale * (runs[0][s].get("eval/pass@1_ci") or 0) for s in common]
+    if len(runs) == 1 and y in ("eval/pass@1", "eval/reward"):
+        half = [scale * (runs[0][s].get(f"{y}_ci") or 0) for s in common]
         low = [a - h for a, h in zip(ys, half, strict=True)]
         high = [a + h for a, h in zip(ys, half, strict=True)]
     ax.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
@@ -262,6 +274,9 @@ def draw(
 
 
 def draw_panel(ax, panel: Panel, runs: dict[str, list[Run]]) -> None:
+    if panel.y is ACCURACY and own_reward(runs):
+        title = panel.title.replace("Accuracy", "Reward")
+        panel = panel._replace(title=title, y=OWN, scale=1, limits=(None, None))
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(runs)}
     rows = {label: [rows for rows, _ in seeds] for label, seeds in runs.items()}
     present = {key for of in rows.values() for run in of for row in run.values() for key in row}

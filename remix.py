@@ -70,7 +70,7 @@ from data import Problem, load_run
 from eval import decode, format_warning, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
-from reward import Grader
+from reward import Grader, look_at
 from rollout import WrongWeights, check_engine, make_engine, probe, prove_sync
 
 # ------------------------------------------------------------------------------- pieces of the loop
@@ -103,26 +103,24 @@ def roll_out(engine, problems: list[Problem], step: int, cfg: Config) -> list[tu
 def give_rewards(
     groups: list[tuple[int, Group]], problems: list[Problem], grader: Grader, tokenizer, cfg: Config
 ) -> dict[str, int]:
-    """1 for a right answer in the right format, else 0 -> counts over all ranks' responses."""
-    pairs = [(r, problems[i].gold) for i, group in groups for r in group]
+    """1 for a right answer in the right format, else 0; or what --reward says -> counts over all
+    ranks' responses."""
+    pairs = [(r, problems[i]) for i, group in groups for r in group]
     texts = [decode(tokenizer, r.tokens) for r, _ in pairs]
-    scores = grader.score(texts, [gold for _, gold in pairs], cfg.format)
+    counts = dict(reflecting=reflection_rate(texts) * len(texts))
+    if cfg.reward:
+        scores = grader.own_rewards(texts, [problem.row for _, problem in pairs])
+    else:
+        golds = [problem.gold for _, problem in pairs]
+        scores = grader.score(texts, golds, cfg.format)
+        counts["right"] = sum(grader.right_answers(texts, golds, scores))
+        counts["formatted"] = sum(answer is not None for answer in scores.answers)
+        counts["unparsable"] = scores.unparsable
+    counts["kills"] = scores.kills
     for (r, _), reward in zip(pairs, scores.rewards, strict=True):
         r.reward = reward
-    right = sum(grader.right_answers(texts, [gold for _, gold in pairs], scores))
-    formatted = sum(answer is not None for answer in scores.answers)
-    counts = (
-        reflection_rate(texts) * len(texts),
-        right,
-        formatted,
-        scores.kills,
-        scores.unparsable,
-    )
-    sums = (
-        sum(column) for column in zip(*parallel.gather([counts], cfg.tensor_parallel), strict=True)
-    )
-    names = ("reflecting", "right", "formatted", "kills", "unparsable")
-    return dict(zip(names, sums, strict=True))
+    parts = parallel.gather([counts], cfg.tensor_parallel)
+    return {name: sum(part[name] for part in parts) for name in counts}
 
 
 def set_advantages(batch: list[Response], cfg: Config, advantage_fn: Callable | None) -> None:
@@ -221,7 +219,8 @@ def train(
     buffer = Buffer(cfg.replay_window, siblings.REPLAYS[cfg.replay], rank, world)
     sibling = siblings.LOSSES.get(cfg.loss)  # None: ReMix's own loss, Eq. 3
     state = checkpoint.load_run(cfg, models, optimizers, buffer)
-    grader, log = Grader(workers=cfg.grader_workers), metrics.Log(cfg, state.step, device)
+    grader = Grader(cfg.grader_workers, cfg.grader_deadline, own=cfg.reward)
+    log = metrics.Log(cfg, state.step, device)
     atexit.register(grader.close)  # also where the run is refused: its workers must not complain
     first, T = state.step + 1, cfg.reincarnation_step or math.inf
     exact = cfg.kl_estimator == "exact"  # anchors then leave hidden states in place of log-probs
@@ -423,11 +422,12 @@ def main() -> None:
                 f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take "
                 "one that does"
             )
+        sha256 = parallel.on_every_rank(look_at, cfg.reward)
         *loaded, lines = parallel.on_every_rank(load_run, cfg)
         problems, eval_problems = map(checkpoint.problems_sha256, loaded[-2:])
-        sha256 = dict(data=problems, eval_data=eval_problems)
+        sha256 |= dict(data=problems, eval_data=eval_problems)
         config.check_ranks(
-            {f"the sha256 of --{flag}'s problems": text for flag, text in sha256.items()}
+            {f"the sha256 of what --{flag} names": text for flag, text in sha256.items()}
         )
         parallel.on_every_rank(config.check_problems, cfg, sha256)
         if rank == 0:

@@ -3,16 +3,18 @@
     extract_answer(response, format) -> the answer a response gives, or None
     equivalent(answer, gold)         -> do two answers mean the same? (answers.py)
     Grader(workers).score(...)       -> the rewards of a whole step, from worker processes
+    Grader(own=...).own_rewards(...) -> those of --reward FILE.py:FUNCTION, from such processes too
 
 Only the response is graded, never its prompt. The last box counts; if it is empty or unfinished,
 there is no answer. No answer can hold a worker up: what was not graded in time is wrong. That, and
 golds that cannot be read, are counted and reported, never silent.
 """
 
+import hashlib
 import json
 import os
+import pickle
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -20,11 +22,15 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import NamedTuple
 
 from answers import MAX_CHARS, Gold, equivalent, last_box, parsable
+from worker import serve
 
 
 class Scores(NamedTuple):
@@ -73,7 +79,6 @@ def extract_answer(response: str, format: str) -> str | None:
 
 # ---------------------------------------------------------------- WORKERS
 
-MEMORY = 2 << 30  # bytes of address space of a worker
 START_S = 120.0  # for its imports, before any deadline; a worker that needs longer is broken
 
 
@@ -85,39 +90,32 @@ SELF_TEST = [
 
 
 def work(descriptor: int) -> None:
-    """A worker: replies b"1", b"0" or an error to (answer, gold), until its parent is gone."""
-    pipe, parent = Connection(descriptor), os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    with suppress(OSError, ValueError):  # macOS has no such limit; the deadline holds there, too
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """A worker: replies to (answer, gold) until its parent is gone."""
+    serve(descriptor, start)
+
+
+def start(pipe: Connection) -> tuple[Callable, int]:
     # With a broken parser every reward would be 0: do not start
     for answer, gold, right in SELF_TEST:
         if equivalent(answer, gold) is not right:
             raise RuntimeError(f"the grader's self-test failed: {answer} and {gold}")
-    pipe.send_bytes(b"ready")
-    while True:
-        while not pipe.poll(5.0):
-            if os.getppid() != parent:
-                return
-        try:
-            deadline_s, answer, gold = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        # The parent enforces the deadline; if that has died too, the kernel ends a hanging worker
-        signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s + 10)
-        try:
-            gold = gold if isinstance(gold, str) else Gold(tuple(gold[0]), *gold[1:])
-            reply = b"1" if equivalent(answer, gold) else b"0"
-        except Exception as error:  # counted and reported by the parent, never silent
-            reply = f"{type(error).__name__}: {error}".encode()[:1000]
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        pipe.send_bytes(reply)
+    return grade, 1
+
+
+def grade(job: list[tuple[str, str | Gold]]) -> list[float | str]:
+    """1.0 or 0.0, or an error, of the job's one pair."""
+    ((answer, gold),) = job
+    try:
+        return [float(equivalent(answer, gold))]
+    except Exception as error:  # counted and reported by the parent, never silent
+        return [f"{type(error).__name__}: {error}"[:1000]]
 
 
 class _Worker:
-    """A process and its pipe; no fork, because the parent may hold CUDA, NCCL and threads."""
+    """A process and its pipe; no fork, because the parent may hold CUDA, NCCL and threads. hello:
+    the first message to it, if there is one."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, command: list[str], hello: bytes = b""):
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -126,29 +124,95 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                process_group=0,  # what it starts itself is killed with it
             )
         self.pipe = Connection(ours.detach())
-        self.ready = False
-        self.pair: tuple | None = None  # what it is grading
+        self.size = 0  # pairs of one job; 0: it is not ready
+        self.job: list[int] = []  # numbers of the pairs that it has now
         self.until = time.monotonic() + START_S
+        if hello:
+            self.send(hello)
+
+    def send(self, message: bytes) -> None:
+        with suppress(OSError):  # it died while idle; its closed pipe is found by who receives
+            self.pipe.send_bytes(message)
+
+    def receive(self) -> list | int | str | None:
+        """None: it has died."""
+        try:
+            return json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            return None
+
+    def begin(self, reply: int | str | None) -> None:
+        """Its first message says that it is ready, or why not."""
+        if not isinstance(reply, int):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # for the exit code
+            code = self.process.returncode
+            raise RuntimeError(
+                reply or f"a grader worker did not start (exit code {code}), see above"
+            )
+        self.size = reply
 
     def kill(self) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.pipe.close()
 
 
-class Grader:
-    """Grades in worker processes. An answer that takes over `deadline_s` is wrong; its worker dies.
+LATE, DIED = "it took longer than --grader_deadline", "its process died (out of memory, say)"
 
+
+@cache  # as it was when the run began
+def read_own(own: str) -> tuple[str, str, bytes]:
+    """FILE.py:FUNCTION -> path, name and source. ValueError where there is none."""
+    file, _, name = own.rpartition(":")
+    path = Path(file).expanduser()
+    if not name.isidentifier() or path.suffix != ".py":
+        raise ValueError(f"--reward {own}: must be FILE.py:FUNCTION")
+    try:
+        return os.path.abspath(path), name, path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"--reward {own}: {error.strerror}; give FILE.py:FUNCTION") from error
+
+
+def look_at(own: str) -> dict[str, str]:
+    """reward: the sha256 of --reward's file; {} without one. ValueError with one sentence where its
+    function cannot be used: it is imported in a worker, as in training."""
+    if not own:
+        return {}
+    with Grader(own=own) as grader:
+        worker = grader.workers[0]
+        try:
+            worker.begin(worker.receive() if worker.pipe.poll(START_S) else None)
+        except RuntimeError as error:
+            raise ValueError(f"--reward {own}: {error}") from error
+    return dict(reward=hashlib.sha256(read_own(own)[2]).hexdigest())
+
+
+class Grader:
+    """Grades in worker processes. What takes over `deadline_s` is worth 0; its worker dies.
+
+    own: FILE.py:FUNCTION, computes rewards in place of our grading; ValueError if it is not there.
     Only the parent's clock is used, no alarm, so any thread may call it. Use it in a `with`.
     """
 
-    def __init__(self, workers: int = 1, deadline_s: float = 2.0, command: list[str] | None = None):
-        self.deadline_s = deadline_s
-        self.command = command or [sys.executable, os.path.abspath(__file__), "--worker"]
+    def __init__(
+        self,
+        workers: int = 1,
+        deadline_s: float = 2.0,
+        command: list[str] | None = None,
+        own: str = "",
+    ):
+        self.deadline_s, self.own = deadline_s, own
+        self.hello = pickle.dumps(read_own(own)) if own else b""
+        script = [str(Path(__file__).with_name("worker.py"))] if own else [__file__, "--worker"]
+        self.command = command or [sys.executable, *script]
         self.lock = threading.Lock()
-        self.workers = [_Worker(self.command) for _ in range(workers)]
+        self.warned = False
+        self.workers = [_Worker(self.command, self.hello) for _ in range(workers)]
 
     def __enter__(self) -> "Grader":
         return self
@@ -174,7 +238,15 @@ class Grader:
             if answer is not None and len(answer) <= MAX_CHARS and readable[gold]
         }
         with self.lock:
-            kills = self._grade(pairs)
+            replies = self._run(list(pairs))
+        kills = 0
+        for pair, reply in zip(pairs, replies, strict=True):
+            if isinstance(reply, float):
+                pairs[pair] = reply
+                continue
+            kills += 1
+            if reply not in (LATE, DIED):
+                warnings.warn(f"grading {pair} failed: {reply}", stacklevel=2)
         rewards = [pairs.get(pair, 0.0) for pair in zip(answers, golds, strict=True)]
         return Scores(rewards, answers, kills, sum(not readable[gold] for gold in golds))
 
@@ -188,53 +260,60 @@ class Grader:
             right[i] = reward > 0
         return right
 
-    def _grade(self, pairs: dict[tuple, float]) -> int:
-        """Fill in the rewards -> how many gradings failed (time, memory, error) and stay 0."""
-        waiting, kills, again = list(pairs)[::-1], 0, set()
-        while waiting or any(worker.pair for worker in self.workers):
+    def own_rewards(self, responses: list[str], rows: list[dict]) -> Scores:
+        """Of the function `own`, from responses and the rows of their problems; 0 for those that it
+        fails on, which are counted. The first failure is told."""
+        with self.lock:
+            replies = self._run(list(zip(responses, rows, strict=True)))
+        failed = [reply for reply in replies if not isinstance(reply, float)]
+        if failed and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"--reward {self.own} failed: {failed[0]}; such a response gets 0, and all of them "
+                "are counted (grader_kills)",
+                stacklevel=2,
+            )
+        rewards = [reply if isinstance(reply, float) else 0.0 for reply in replies]
+        return Scores(rewards, [], len(failed), 0)
+
+    def _run(self, pairs: list[tuple]) -> list[float | str]:
+        """What the workers make of each pair; a text says how it failed (time, memory, error)."""
+        replies: list = [None] * len(pairs)
+        waiting, again = list(range(len(pairs)))[::-1], set()
+        while waiting or any(worker.job for worker in self.workers):
             for worker in self.workers:
-                if waiting and worker.ready and not worker.pair:
-                    worker.pair, worker.until = waiting.pop(), time.monotonic() + self.deadline_s
-                    try:
-                        worker.pipe.send_bytes(json.dumps([self.deadline_s, *worker.pair]).encode())
-                    except OSError:
-                        pass  # it died while idle; its closed pipe is found below
-            active = [worker for worker in self.workers if worker.pair or not worker.ready]
+                if waiting and worker.size and not worker.job:
+                    worker.job = [waiting.pop() for _ in range(min(worker.size, len(waiting)))]
+                    worker.until = time.monotonic() + self.deadline_s
+                    job = [pairs[i] for i in worker.job]
+                    worker.send(pickle.dumps((self.deadline_s, job)))
+            active = [worker for worker in self.workers if worker.job or not worker.size]
             soonest = min(worker.until for worker in active) - time.monotonic()
             ready = wait([worker.pipe for worker in active], max(soonest, 0))
             for worker in active:
                 if worker.pipe in ready:
-                    try:
-                        reply = worker.pipe.recv_bytes()
-                    except (EOFError, OSError):
-                        reply = None
+                    reply = worker.receive()
                 elif worker.until <= time.monotonic():
                     reply = None
                 else:
                     continue
-                if not worker.ready:
-                    if reply != b"ready":
-                        code = worker.process.poll()
-                        raise RuntimeError(
-                            f"a grader worker did not start (exit code {code}), see above"
-                        )
-                    worker.ready = True
+                if not worker.size:
+                    worker.begin(reply)
                     continue
-                if reply in (b"0", b"1"):
-                    pairs[worker.pair] = float(reply)
-                elif reply is None and worker.pipe in ready and worker.pair not in again:
-                    again.add(worker.pair)  # the worker died, perhaps not of this answer
-                    waiting.append(worker.pair)
+                if reply is not None:
+                    for i, value in zip(worker.job, reply, strict=True):
+                        replies[i] = value
+                elif worker.pipe in ready and again.isdisjoint(worker.job):
+                    again.update(worker.job)  # the worker died, perhaps not of this job
+                    waiting += worker.job[::-1]
                 else:
-                    kills += 1
-                    if reply:
-                        error = reply.decode(errors="replace")
-                        warnings.warn(f"grading {worker.pair} failed: {error}", stacklevel=3)
-                worker.pair = None
+                    for i in worker.job:
+                        replies[i] = DIED if worker.pipe in ready else LATE
+                worker.job = []
                 if reply is None:
                     worker.kill()
-                    self.workers[self.workers.index(worker)] = _Worker(self.command)
-        return kills
+                    self.workers[self.workers.index(worker)] = _Worker(self.command, self.hello)
+        return replies
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 import answers
 import reward
+import worker
 from benchmarks.generate_answers import generate
 from reward import Gold, Grader, equivalent, extract_answer, parsable
 
@@ -902,12 +903,12 @@ def test_a_worker_that_cannot_start_is_an_error():
 def test_workers_end_with_their_grader_and_import_no_torch():
     grader = Grader(workers=2)
     grader.score(boxes("1"), ["1"], "boxed")
-    process = next(worker.process for worker in grader.workers if worker.ready)
+    process = next(worker.process for worker in grader.workers if worker.size)
     with open(f"/proc/{process.pid}/maps") as maps:
         assert "torch" not in maps.read()
     with open(f"/proc/{process.pid}/limits") as limits:
         limit = next(line for line in limits if line.startswith("Max address space"))
-        assert str(reward.MEMORY) in limit
+        assert str(worker.MEMORY) in limit
     grader.close()
     assert process.poll() is not None
 
