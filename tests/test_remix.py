@@ -66,7 +66,9 @@ def run(base, out, *flags, ranks=1):
 def metrics(out):
     """Rows without the clock."""
     rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "machine/"))} for row in rows
+    ]
 
 
 def weights(out):
