@@ -79,9 +79,9 @@ def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
 
 # Dense bfloat16 with float32 sums, as the makers' data sheets have it [TFLOP/s]
 PEAKS = {
-    "GB200": 2500, "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
-    "A100": 312, "A40": 150, "A10": 125, "A10G": 70, "L40S": 362, "L40": 181, "L4": 121,
-    "RTX 4090": 165, "RTX 3090": 71,
+    "GB200": 2500, "B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A40": 150, "A10": 125,
+    "A10G": 70, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
 
@@ -176,6 +176,7 @@ class Log:
         self.track = None
         if cfg.track and self.main:
             self.track = trackers.start(cfg.track, cfg.out, read_metrics(self.path), self.say)
+            lap("trackers")
 
     def say(self, text: str) -> None:
         if self.main:

@@ -25,8 +25,7 @@ def to_tensorboard(out: Path, project: str, name: str, config: dict) -> tuple[Wr
     from torch.utils.tensorboard import SummaryWriter
 
     folder = out / "tensorboard"
-    shutil.rmtree(folder, ignore_errors=True)
-    # A server that shows the old files forgets all steps from 0 on
+    # Readers forget all steps from 0 on, of older files. Without these a server would be at a loss
     writer = SummaryWriter(folder, purge_step=0)
     writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
 
@@ -102,7 +101,7 @@ def start(track: str, out: str, rows: list[dict], say: Callable[[str], None]) ->
 
     def failed(name: str, error: Exception) -> None:
         writes.pop(name, None)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         say(f"warning: --track {name}: {reason}; the run goes on without it")
 
     def write(row: dict) -> None:

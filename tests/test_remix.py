@@ -233,6 +233,7 @@ def test_another_number_of_ranks_can_go_on(base, tmp_path):
         "policy_loss",
         "kl",
         "grad_norm",
+        "grad_norm_head/pass1",
     ):
         assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-4), name
 
