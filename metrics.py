@@ -4,6 +4,7 @@ Sums over tokens are kept as sums until the step ends, so that they add up over 
 and mini-batches; `row` makes the means. docs/metrics.md has every name with its unit and meaning.
 """
 
+import functools
 import json
 import math
 import os
@@ -96,14 +97,22 @@ def flops(model: nn.Module, responses: list[Response]) -> float:
     """Of a forward pass of a Policy or Critic over the responses, without padding: 2 N a token, and
     4 L H T for attention (L layers, H width of all heads, T tokens of the sequence). Training takes
     three times that: PaLM's 6 N + 12 L H T (Chowdhery et al. 2022, appendix B), which counts the
-    attention to later tokens too, and nothing that is recomputed.
+    attention to later tokens too, and nothing that is recomputed."""
+    body, head, attention = sizes(model)
+    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
+    answers = sum(len(r.tokens) for r in responses)
+    squares = sum(n * n for n in lengths)
+    return 2 * (body * sum(lengths) + head * answers) + 4 * attention * squares
 
-    N: the weights that a token meets: no embedding; the output layer for response tokens alone; of
-    experts so many as the router takes."""
-    lm = getattr(model, "lm", None)
-    trunk, head = (
-        (lm.get_decoder(), lm.get_output_embeddings()) if lm else (model.trunk, model.head)
-    )
+
+@functools.cache
+def sizes(model: nn.Module) -> tuple[float, int, int]:
+    """N of all tokens, N of response tokens alone (the output layer), and L H. N: the weights that
+    a token meets, so no embedding, and of experts as many as the router takes."""
+    if lm := getattr(model, "lm", None):
+        trunk, head = lm.get_decoder(), lm.get_output_embeddings()
+    else:
+        trunk, head = model.trunk, model.head
     text = trunk.config.get_text_config()
     taken = getattr(text, "num_experts_per_tok", None)
     body = -trunk.get_input_embeddings().weight.numel()
@@ -111,10 +120,7 @@ def flops(model: nn.Module, responses: list[Response]) -> float:
         body += p.numel() * (taken / len(p) if taken and "expert" in name and p.ndim == 3 else 1)
     heads = getattr(text, "num_attention_heads", None) or 0  # a family may have no attention
     width = heads and heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
-    answers = sum(len(r.tokens) for r in responses)
-    attention = 4 * text.num_hidden_layers * width * sum(n * n for n in lengths)
-    return 2 * (body * sum(lengths) + head.weight.numel() * answers) + attention
+    return body, head.weight.numel(), text.num_hidden_layers * width
 
 
 def peak_memory() -> tuple[str, float]:
@@ -122,10 +128,8 @@ def peak_memory() -> tuple[str, float]:
     without a GPU the most that this process has ever held."""
     if torch.cuda.is_available():
         return "machine/gpu_memory", torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return "machine/process_memory", resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss * unit / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there, KiB on Linux
+    return "machine/process_memory", peak / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
 clock = [time.perf_counter()]  # when the last part of the start ended
@@ -246,11 +250,10 @@ class Log:
         self.stop_if_not_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
         self.norms.append(norms)
         self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
-        if "policy" in self.optimizers:  # every rank: its gradient may lie in shards
+        if "policy" in self.optimizers:  # on every rank: the gradient may lie in shards
             grad = self.models["policy"].lm.get_output_embeddings().weight.grad
-            clip = min(
-                1.0, self.cfg.grad_clip / (norms["policy"] + 1e-6)
-            )  # what it was cut down by
+            # What it was cut down by, in torch's clip_grad_norm_
+            clip = min(1.0, self.cfg.grad_clip / (norms["policy"] + 1e-6))
             norm = whole(torch.linalg.vector_norm(grad)).item() / clip
             self.head_norms.setdefault(i + 1, []).append(norm)
 
@@ -344,7 +347,7 @@ class Log:
                 text += f" (answer {row['answer_rate']:.2f}, format {row['format_rate']:.2f})"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
             if known and "entropy" in row:  # 110 columns at most, with pass@1
-                text += f"  kl {row['kl']:.2g}  entropy {row['entropy']:.2f}"
+                text += f"  entropy {row['entropy']:.2f}"
             if "eval/pass@1" in row:
                 text += f"  pass@1 {row['eval/pass@1']:.1%}"
             if "eval/pass@1_ci" in row:  # one problem has none

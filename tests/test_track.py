@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import ROOT
@@ -185,9 +186,9 @@ def test_a_tracker_that_cannot_start_is_left_with_one_warning(tmp_path):
     assert text.startswith("warning: --track tensorboard: ") and text.endswith("goes on without it")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_fills_up_costs_the_tracker_alone(tmp_path):
+def test_a_disk_that_fills_up_costs_the_tracker_alone(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is optional")
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # its writer's thread
     out, said = run_folder(tmp_path), []
     write = trackers.start("tensorboard", str(out), [], said.append)
     write(dict(step=0, reward=1.0))
