@@ -43,7 +43,7 @@ from transformers.utils import logging as transformers_logging
 from buffer import Buffer
 from config import Config
 from data import Problem, model_folder
-from metrics import DiskError, git_commit, reason, rewind_metrics, saved_steps, writing
+from metrics import DiskError, git_commit, lap, reason, rewind_metrics, saved_steps, writing
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
 
@@ -155,6 +155,7 @@ def load_run(cfg: Config, models: dict, optimizers: dict, buffer: Buffer) -> Sta
                 target = damaged.with_name(f"damaged-{damaged.name}")
                 shutil.rmtree(target, ignore_errors=True)
                 os.rename(damaged, target)
+    lap("critic, anchors, optimizers, checkpoint")
     return state
 
 

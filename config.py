@@ -153,10 +153,16 @@ class Config:
     eval_max_tokens: int = 0  # response length limit in evaluation [tokens]; 0 = max_tokens (paper)
     save_every: int = 20  # steps between checkpoints
 
+    # Logging
+    # metrics.jsonl also to: tensorboard, wandb, trackio, or several, with commas (docs/metrics.md)
+    track: str = ""
+    # what one GPU can do, for machine/mfu [TFLOP/s]; 0 = by the card's name, in bfloat16
+    peak_tflops: float = 0.0
+
 
 # May differ when a run goes on. Those of the second line change memory and, at most, the rounding;
 # evaluation looks at the policy and leaves it as it is
-CHANGEABLE = """out recipe steps save_every grader_workers
+CHANGEABLE = """out recipe steps save_every grader_workers track peak_tflops
     tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
     eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens""".split()
 
@@ -301,6 +307,7 @@ def check_config(cfg: Config) -> None:
 
     from loss import kl_convex_weight
     from siblings import LOSSES, REPLAYS
+    from trackers import TRACKERS, missing, named
 
     def each(names: str, fine: Callable, what: str) -> list[tuple]:
         return [(fine(getattr(cfg, name)), name, what) for name in names.split()]
@@ -324,7 +331,7 @@ def check_config(cfg: Config) -> None:
         *each("steps prompts_per_step mini_batch group_size tokens_per_micro_batch "
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
-        *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef "
+        *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
               "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
@@ -372,6 +379,10 @@ def check_config(cfg: Config) -> None:
          f"{cfg.loss}; leave it out"),
         (0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]"),
         (0 < cfg.gpu_memory < 1, "gpu_memory", "is a share, between 0 and 1"),
+        ({*named(cfg.track)} <= TRACKERS.keys(), "track", f"is none of {', '.join(TRACKERS)}; take "
+         "some of them, with commas between"),
+        (not missing(cfg.track), "track", "needs packages that are not installed; pip install "
+         f"{' '.join(missing(cfg.track))}"),
         (lam_is_fine, "kl_convex", "must be schedule, schedule:START,EVERY, off or a number in "
          "[0, 1]"),
     ]  # fmt: skip

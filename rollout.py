@@ -29,6 +29,7 @@ import parallel
 from buffer import Response
 from config import Config
 from data import Problem, stop_tokens
+from metrics import lap
 from model import checkpoint_format, full_weights, model_options, read_model
 
 PROBES = 16  # responses that are compared at a time, of all engines together, and their tokens
@@ -513,6 +514,7 @@ def prove_sync(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Co
             )
         # Garbage rounds worse than a language model: 0.17 nats were seen at 1.5B in bfloat16
         probe(engine, policy, problems, cfg, tolerance=10)
+    lap("proof of the weight sync")
 
 
 def excerpt(lm: torch.nn.Module) -> dict[str, torch.Tensor]:

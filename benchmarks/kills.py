@@ -124,7 +124,9 @@ def launch(out: Path, base: Path, ranks: int, *kill: object) -> int:
 
 def result(out: Path) -> tuple[list[dict], str]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "machine/"))} for row in rows
+    ]
     return rows, hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 

@@ -114,7 +114,10 @@ def main() -> None:
             for jobs, ranks, shard in launches:
                 flags = ["--engine", args.engine, "--shard", shard]
                 of[jobs, ranks, shard] += seconds(setting, jobs, ranks, flags)
-        step = {launch: mean(sum(row.values()) for row in rows) for launch, rows in of.items()}
+        step = {
+            launch: mean(sum(row[name] for name in phases) for row in rows)
+            for launch, rows in of.items()
+        }
         for (jobs, ranks, shard), rows in of.items():
             cells = [f"{mean(row[name] for row in rows):.2f}" for name in phases]
             took = step[jobs, ranks, shard]

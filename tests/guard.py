@@ -97,7 +97,9 @@ def start(name: str, code: Path, out: Path) -> dict:
         if done.returncode:
             return dict(failed=(done.stderr or done.stdout).strip()[-2000:])
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "machine/"))} for row in rows
+    ]
     weights = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
     return dict(steps=rows, weights=weights)
 

@@ -52,7 +52,10 @@ def train(base, group, tokenizer, tmp_path, monkeypatch):
         remix.train(cfg, "cpu", base, tokenizer, problems[: cfg.limit or None], [])
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines][1:]
-        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+        return [
+            {k: v for k, v in row.items() if not k.startswith(("seconds", "machine/"))}
+            for row in rows
+        ]
 
     return run
 
