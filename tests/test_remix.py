@@ -73,8 +73,12 @@ def weights(out):
     return load_file(Path(out) / "model" / "model.safetensors")
 
 
+def responses(out):
+    return (Path(out) / "responses.jsonl").read_text()
+
+
 def assert_same_run(a, b):
-    assert metrics(a) == metrics(b)
+    assert metrics(a) == metrics(b) and responses(a) == responses(b)
     assert weights(a).keys() == weights(b).keys()
     assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
 
@@ -194,6 +198,10 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         assert one[1][name] == two[1][name], name
     for name in ("policy_loss", "kl", "entropy", "value_loss", "grad_norm", "log_ratio_sq/age0"):
         assert one[1][name] == pytest.approx(two[1][name], rel=2e-3, abs=1e-5), name
+    kept = [map(json.loads, responses(tmp_path / ranks).splitlines()) for ranks in "12"]
+    for a, b in zip(*kept, strict=True):  # the log-probs lie on the rank that trained last on it
+        assert a.get("logp") == pytest.approx(b.get("logp"), abs=2e-3)
+        assert (a["text"], a["kind"], a["reward"]) == (b["text"], b["kind"], b["reward"])
     for name, weight in weights(tmp_path / "1").items():
         assert (weight - weights(tmp_path / "2")[name]).abs().max() < 2e-3
 
