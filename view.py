@@ -19,7 +19,7 @@ from plot import COLOURS, PANELS, X_LABELS, Panel, read_run, reincarnation
 
 LIMIT = 3_000_000  # bytes of the page
 TRIES = (  # steps in curves and table, steps with responses, tokens of a response
-    (600, 600, 10**9), (600, 600, 1000), (600, 600, 500), (600, 100, 250), (400, 40, 250),
+    (600, 600, 10**9), (600, 600, 1000), (600, 100, 500), (600, 60, 250), (400, 40, 120),
     (200, 20, 120), (200, 10, 60), (100, 3, 60),
 )  # fmt: skip
 CURVES = (

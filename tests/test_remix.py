@@ -186,6 +186,8 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         engine,
         "--steps",
         2,
+        "--eval_every",
+        1,
         "--eval_limit",
         5 if algo == "ppo" else 1,
     ]
@@ -199,9 +201,12 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
     for name in ("policy_loss", "kl", "entropy", "value_loss", "grad_norm", "log_ratio_sq/age0"):
         assert one[1][name] == pytest.approx(two[1][name], rel=2e-3, abs=1e-5), name
     kept = [map(json.loads, responses(tmp_path / ranks).splitlines()) for ranks in "12"]
-    for a, b in zip(*kept, strict=True):  # the log-probs lie on the rank that trained last on it
-        assert a.get("logp") == pytest.approx(b.get("logp"), abs=2e-3)
-        assert (a["text"], a["kind"], a["reward"]) == (b["text"], b["kind"], b["reward"])
+    kept = [[r for r in of if r["step"] == 1 and r["kind"] == "fresh"] for of in kept]
+    assert len(kept[0]) == min(4, one[1]["rollouts"])
+    for a, b in zip(*kept, strict=True):  # log-probs of the rank that was the last to train on it
+        assert (a["text"], a["reward"]) == (b["text"], b["reward"])
+        assert a["logp_b"] == pytest.approx(b["logp_b"], abs=1e-5)
+        assert a["logp"] == pytest.approx(b["logp"], abs=0.05)  # Adam amplifies rounding
     for name, weight in weights(tmp_path / "1").items():
         assert (weight - weights(tmp_path / "2")[name]).abs().max() < 2e-3
 
