@@ -151,6 +151,9 @@ class Config:
     eval_temperature: float = 0.6
     eval_top_p: float = 0.95  # top-p in evaluation (DeepScaleR)
     eval_max_tokens: int = 0  # response length limit in evaluation [tokens]; 0 = max_tokens (paper)
+    # K: base model, evaluated steps and the last one leave K evaluation responses, K fresh and K
+    # replayed ones in responses.jsonl, for view.py; 0 = none
+    keep_responses: int = 4
     save_every: int = 20  # steps between checkpoints
 
     # Logging
@@ -164,7 +167,8 @@ class Config:
 # evaluation looks at the policy and leaves it as it is
 CHANGEABLE = """out recipe steps save_every grader_workers track peak_tflops
     tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
-    eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens""".split()
+    eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
+    keep_responses""".split()
 
 # What differs from the defaults, which are the paper's: for both algorithms, then for one of them
 BIG = dict(
@@ -332,7 +336,8 @@ def check_config(cfg: Config) -> None:
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
-              "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
+              "weight_decay eval_temperature keep_responses", lambda x: x >= 0,
+              "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
         *each("clip_eps value_clip grad_clip lr critic_lr grader_deadline", lambda x: x > 0,

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
 
 import trackers
-from buffer import Response
+from buffer import Group, Response
 from config import Config
+from data import Problem
+from eval import decode
 from parallel import Batch, gather, whole
+from reward import extract_answer
 
 # ------------------------------------------------------------------------------ ratios, by data age
 
@@ -36,14 +40,22 @@ RATIO_SUMS = "tokens ratio ratio_sq log_ratio_sq clipped moved".split()
 
 
 @torch.no_grad()
+def clip_took(
+    logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, eps: float
+) -> Tensor:
+    """Whether Mix-PPG's min takes the clipped branch, so that the token has no gradient: beyond the
+    band c +- eps, on A's side of it. Log-probs in nats, any shape -> bool."""
+    ratio, centre = torch.exp((logp - logp_b).double()), torch.exp((logp_k - logp_b).double())
+    below = (ratio < centre - eps) & (advantages < 0)
+    return torch.where(advantages > 0, ratio > centre + eps, below)
+
+
+@torch.no_grad()
 def ratio_sums(logp: Tensor, x: Batch, clip_eps: float) -> Tensor:
     """Sums over each response's tokens, named by RATIO_SUMS -> (B, 6) float64."""
     log_ratio = ((logp - x.logp_b) * x.mask).double()
     ratio, centre = torch.exp(log_ratio), torch.exp(((x.logp_k - x.logp_b) * x.mask).double())
-    # clipped: the min takes the clipped branch, so the token has no gradient (beyond the band, on
-    # A's side of it)
-    above, below = ratio > centre + clip_eps, ratio < centre - clip_eps
-    clipped = torch.where(x.advantages > 0, above, below & (x.advantages < 0))
+    clipped = clip_took(logp, x.logp_k, x.logp_b, x.advantages, clip_eps)
     per_token = dict(
         tokens=torch.ones_like(ratio), ratio=ratio, ratio_sq=ratio**2, log_ratio_sq=log_ratio**2,
         clipped=clipped.double(), moved=(ratio - centre).abs(),
@@ -151,6 +163,58 @@ def equal_groups(rewards: list[float], group_size: int) -> float:
     return float(np.mean(groups.min(1) == groups.max(1)))
 
 
+# -------------------------------------------------------------------------------- kept responses
+
+
+def extremes(responses: list[Response], count: int) -> list[Response]:
+    """Half of them the best by reward and then mean advantage, half the worst; the best first."""
+    ordered = sorted(responses, key=lambda r: (-r.reward, -r.advantages.mean().item()))
+    return [r for i, r in enumerate(ordered) if 2 * i < count or 2 * (len(ordered) - i) <= count]
+
+
+def token_texts(tokenizer, tokens: list[int]) -> list[str]:
+    """What each token adds to the text. A character whose bytes several tokens share is the last
+    one's."""
+    texts, start, done = [], 0, 0
+    for end in range(1, len(tokens) + 1):  # decoded with the one before: it may begin with a space
+        before, text = (tokenizer.decode(tokens[start:to]) for to in (done, end))
+        whole = end == len(tokens) or not text.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[len(before) :] if whole else "")
+        start, done = (done, end) if whole else (start, done)
+    return texts
+
+
+def trained_response(
+    r: Response, logp: list[float], age: int, eps: float, tokenizer, format: str
+) -> dict:
+    """A line of responses.jsonl. r: as it was in its step; logp: under pi_theta, when it was last
+    trained on. advantage: one number where all tokens have the same. clipped: the places of the
+    tokens whose gradient the clip took."""
+    text, took = decode(tokenizer, r.tokens), torch.tensor(logp)
+    took = clip_took(took, r.logp_k, r.logp_b, r.advantages, eps)
+    columns = dict(logp=logp, logp_k=r.logp_k, logp_b=r.logp_b, advantage=r.advantages)
+    columns = {name: [round(float(v), 6) for v in of] for name, of in columns.items()}
+    if len(set(columns["advantage"])) == 1:
+        columns["advantage"] = columns["advantage"][0]
+    return dict(
+        kind="replayed" if r.replayed else "fresh", age=age, reward=r.reward,
+        format=extract_answer(text, format) is not None, finished=r.finished, clip_eps=eps,
+        prompt=tokenizer.decode(r.prompt), text=text, tokens=token_texts(tokenizer, r.tokens),
+        clipped=took.nonzero()[:, 0].tolist(), **columns,
+    )  # fmt: skip
+
+
+def evaluated_response(record: dict, problem: Problem) -> dict:
+    """A line of responses.jsonl: the first response to an evaluation problem, see eval.grade."""
+    names = "responses rewards answers lengths finished".split()
+    text, reward, answer, length, finished = (record[name][0] for name in names)
+    gold = problem.gold if isinstance(problem.gold, str) else ", ".join(problem.gold.answers)
+    return dict(
+        kind="evaluation", problem=problem.problem, gold=gold, text=text, answer=answer,
+        format=answer is not None, reward=reward, length=length, finished=finished,
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------- a step's row
 
 TERMS = "policy_loss kl entropy value_loss tokens".split()
@@ -173,6 +237,8 @@ class Log:
         self.steps_here, self.loop_began, self.written = 0, None, None
         # the last age holds everything older, too (--replay repo)
         self.ages = cfg.replay_window + cfg.sampler_lag + 1
+        self.kept: list[Response] = []  # of this step, as they are in it
+        self.evaluated: list[dict] = []
         self.bar = tqdm(
             total=cfg.steps, initial=done, desc="ReMix", unit="step",
             disable=None if self.main else True,
@@ -220,6 +286,33 @@ class Log:
             self.flops += 3 * flops(self.models[name], responses)
         return sum(len(r.tokens) for r in responses)
 
+    def keep(self, fresh: list[Group], replayed: list[Group], eps: float, tokenizer) -> None:
+        """Before the update: choose some responses (--keep_responses), the same on every rank.
+        `add` notes their log-probs, and `write` writes them."""
+        sets = [[r for group in groups for r in group] for groups in (fresh, replayed)]
+        chosen = [r for of in sets for r in extremes(of, self.cfg.keep_responses)]
+        self.kept = [replace(r) for r in chosen]  # copies: the step's fields go when it ends
+        self.place = {id(r): i for i, r in enumerate(chosen)}
+        # Place -> mini-batches before it, log-probs: of passes on several ranks the last one counts
+        self.seen: dict[int, tuple[int, list[float]]] = {}
+        self.how = dict(eps=eps, tokenizer=tokenizer, format=self.cfg.format)
+
+    def keep_evaluation(self, records: list[dict], problems: list[Problem]) -> None:
+        """Of eval.grade's records some, of the same problems every time."""
+        count, by_id = self.cfg.keep_responses, {problem.id: problem for problem in problems}
+        some = records[:: max(1, len(records) // max(1, count))][:count]
+        self.evaluated = [evaluated_response(record, by_id[record["id"]]) for record in some]
+
+    def responses(self) -> list[dict]:
+        """What was kept in this step, on rank 0, to which the others send their log-probs."""
+        ranks, rows = gather([self.seen]) if self.kept else [], []
+        for i, r in enumerate(self.kept if self.main else []):
+            _, logp = max(seen[i] for seen in ranks if i in seen)
+            rows.append(trained_response(r, logp, self.step - r.step, **self.how))
+        rows += self.evaluated
+        self.kept, self.evaluated = [], []
+        return rows
+
     @torch.no_grad()
     def add(
         self, x: Batch, logp: Tensor, policy_loss: Tensor, kl: Tensor, H: Tensor, vf: Tensor,
@@ -234,6 +327,10 @@ class Log:
         sums["ages"].index_add_(0, age, ratio_sums(logp, x, eps))
         if x.replayed.any():
             sums["quarters"] += ratio_by_quarter(logp, x.logp_b, x.mask * x.replayed[:, None])
+        for b, r in enumerate(x.responses if self.kept else []):
+            if id(r) in self.place:
+                row = logp[b, : len(r.tokens)].tolist()
+                self.seen[self.place[id(r)]] = len(self.norms), row
 
     def reduce(self) -> None:
         """A mini-batch, before the weights change: sums over the ranks. FloatingPointError, naming
@@ -335,9 +432,11 @@ class Log:
         row = {
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
         }
+        kept = [dict(step=row["step"]) | response for response in self.responses()]
         if self.main:
-            with writing(self.cfg.out), open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            with writing(self.cfg.out):
+                append(self.path, [row])
+                append(self.path.with_name("responses.jsonl"), kept)
         if self.track:
             self.track(row)
         self.written = time.perf_counter()
@@ -427,17 +526,30 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
-def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
-    """Drop the rows after `step`, which are run again. evaluated: whether an uninterrupted run
-    evaluates at `step`; if not, the evaluation that ended the first part goes too, so that a run
-    does not show where it was stopped."""
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
-    if rows and not evaluated:
-        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
+def append(path: Path, rows: list[dict]) -> None:
+    if rows:
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rewrite(path: Path, rows: list[dict]) -> None:
     with writing(path.parent):
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(partial, path)
+
+
+def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
+    """Drop the rows after `step`, which are run again, and the responses. evaluated: whether an
+    uninterrupted run evaluates at `step`; if not, the evaluation that ended the first part goes
+    too, so that a run does not show where it was stopped."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    if rows and not evaluated:
+        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
+    rewrite(path, rows)
+    kept = path.with_name("responses.jsonl")
+    if kept.exists():  # those of `step` are kept because it is evaluated
+        rewrite(kept, [row for row in read_metrics(kept) if row["step"] < step + evaluated])
 
 
 def git_commit() -> str:

@@ -110,6 +110,7 @@ class Batch:
     weight: Tensor | float = 1.0  # (B, T) for the engine's own error (--engine_weight)
     age: Tensor | None = None  # (B,) steps since the response was sampled
     replayed: Tensor | None = None  # (B,) True if it came out of the buffer
+    responses: list[Response] = field(default_factory=list)  # what was collated for the update
 
     def to(self, device: str) -> "Batch":
         def there(x):
@@ -150,6 +151,7 @@ def collate_for_update(responses: list[Response], step: int) -> Batch:
         x.weight = pad([r.weight for r in responses])
     x.age = torch.tensor([step - r.step for r in responses])
     x.replayed = torch.tensor([r.replayed for r in responses])
+    x.responses = responses
     return x
 
 
@@ -207,6 +209,7 @@ def micro_batches(
         x = collate_for_update([responses[i] for i in indices or [0]], step)
         if not indices:  # out of work: run along, FSDP's collectives need it, and learn nothing
             x.mask.zero_()
+            x.responses = []
         yield x.to(device)
 
 

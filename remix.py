@@ -161,10 +161,11 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def evaluate(
-    engine, policy: Policy, problems: list[Problem], grader, tokenizer, cfg: Config
-) -> dict:
-    """eval/...: metrics of the current policy on the held-out problems, the engines sharing
-    them."""
+    engine, policy: Policy, problems: list[Problem], grader, tokenizer, cfg: Config,
+    log: metrics.Log | None = None,
+) -> dict:  # fmt: skip
+    """eval/...: metrics of the current policy on the held-out problems, the engines sharing them.
+    log: keeps some of the responses."""
     if not problems:
         return {}
     engine.sync(full_weights(policy, cfg.dtype))
@@ -176,6 +177,8 @@ def evaluate(
     engine.sleep()
     records = sorted(parallel.gather(records, cfg.tensor_parallel), key=lambda record: record["id"])
     scores = summarize(records, grader)
+    if log:
+        log.keep_evaluation(records, problems)
     if dist.get_rank() == 0 and (warning := format_warning(scores, cfg.format)):
         tqdm.write(warning)
     return {f"eval/{name}": value for name, value in scores.items()}
@@ -266,7 +269,7 @@ def train(
 
     prove_sync(engine, policy, problems, cfg)  # that every weight reaches the sampler
     if state.step == 0:
-        scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
+        scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)
         log.write(state.counts() | scores)
     else:
         log.say(f"going on after step {state.step} of {cfg.out}")
@@ -335,6 +338,8 @@ def train(
         eps = cfg.clip_eps
         if cfg.geppo_clip:
             eps = siblings.geppo_width(eps, batch, step)
+        if due(step, cfg.eval_every, cfg.steps):
+            log.keep(fresh, replayed, eps, tokenizer)  # some responses, for view.py
 
         # ---------------------------------------------------------- update: m passes (UTD ratio m)
         for i in range(m):
@@ -381,7 +386,7 @@ def train(
         share = len(replayed) / (len(fresh) + len(replayed))
         row = state.counts() | log.row(new, counts, share, lam, eps)
         if due(step, cfg.eval_every, cfg.steps):
-            row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg)
+            row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)
         log.write(row)
         asked = checkpoint.asked_to_stop()  # by a signal to any rank: save, and end
         if asked or due(step, cfg.save_every, cfg.steps):

@@ -75,8 +75,12 @@ def weights(out):
     return load_file(Path(out) / "model" / "model.safetensors")
 
 
+def responses(out):
+    return (Path(out) / "responses.jsonl").read_text()
+
+
 def assert_same_run(a, b):
-    assert metrics(a) == metrics(b)
+    assert metrics(a) == metrics(b) and responses(a) == responses(b)
     assert weights(a).keys() == weights(b).keys()
     assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
 
@@ -184,6 +188,8 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         engine,
         "--steps",
         2,
+        "--eval_every",
+        1,
         "--eval_limit",
         5 if algo == "ppo" else 1,
     ]
@@ -196,6 +202,13 @@ def test_two_ranks_are_one_rank(base, tmp_path, algo, engine):
         assert one[1][name] == two[1][name], name
     for name in ("policy_loss", "kl", "entropy", "value_loss", "grad_norm", "log_ratio_sq/age0"):
         assert one[1][name] == pytest.approx(two[1][name], rel=2e-3, abs=1e-5), name
+    kept = [map(json.loads, responses(tmp_path / ranks).splitlines()) for ranks in "12"]
+    kept = [[r for r in of if r["step"] == 1 and r["kind"] == "fresh"] for of in kept]
+    assert len(kept[0]) == min(4, one[1]["rollouts"])
+    for a, b in zip(*kept, strict=True):  # log-probs of the rank that was the last to train on it
+        assert (a["text"], a["reward"]) == (b["text"], b["reward"])
+        assert a["logp_b"] == pytest.approx(b["logp_b"], abs=1e-5)
+        assert a["logp"] == pytest.approx(b["logp"], abs=0.05)  # Adam amplifies rounding
     for name, weight in weights(tmp_path / "1").items():
         assert (weight - weights(tmp_path / "2")[name]).abs().max() < 2e-3
 
