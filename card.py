@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from textwrap import indent
@@ -69,17 +69,16 @@ def on_the_hub(sources: str) -> list[str]:
 
 
 def licence(model: str) -> str:
-    """Of the base model, by its card if that lies in its folder."""
+    """Of the base model, by its card if that lies in its folder and can be read."""
     from huggingface_hub import ModelCard
 
-    path = Path(model, "README.md")
-    found = ModelCard.load(path).data.license if path.is_file() else None
+    found = None
+    with suppress(Exception):  # somebody else's file: it must not end a run that is done
+        found = ModelCard.load(Path(model).expanduser() / "README.md").data.license
     return found if isinstance(found, str) else "unknown"
 
 
-def card(
-    title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, tokenizer
-) -> str:  # fmt: skip
+def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, tokenizer) -> str:
     """The model card, with the front matter of the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -105,12 +104,13 @@ def card(
         f"{cfg['eval_n']} responses a problem at temperature {cfg['eval_temperature']}, "
         f"top-p {cfg['eval_top_p']}"
     )  # fmt: skip
-    measured = [
-        "This step was not evaluated.",
-        f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens, answer format "
-        f"`{cfg['format']}`; shares from 0 to 1, length in tokens:\n\n"
-        + table(["metric", "value"], [[name, f"{x:.4g}"] for name, x in named.items()]),
-    ][bool(scores)]
+    measured = "This step was not evaluated."
+    if scores:
+        numbers = table(["metric", "value"], [[name, f"{x:.4g}"] for name, x in named.items()])
+        measured = (
+            f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens, answer format "
+            f"`{cfg['format']}`; shares from 0 to 1, length in tokens:\n\n{numbers}"
+        )
     name = next((name for name in SCORES for row in rows if name in row), SCORES[0])
     points = [[row["step"], row["rollouts"], f"{row[name]:.4f}"] for row in rows if name in row]
     curve = table(["step", "rollouts", name.removeprefix("eval/")], points)
@@ -119,6 +119,8 @@ def card(
     problem = "What is 17 + 25?"
     if cfg["data"] == "tiny":
         problem = embedded_problems("test")[0]["problem"]
+    facts = {"base model": cfg["model"], "training problems": cfg["data"]}
+    facts |= dict(method=f"{cfg['algo']}, {cfg['loss']}", commit=said["git_commit"])
     return f"""---
 {front.to_yaml()}
 ---
@@ -128,17 +130,7 @@ def card(
 `{cfg["model"]}`, finetuned by reinforcement learning with the code of
 [ReMix](https://arxiv.org/abs/2507.06892): the policy after step {said["step"]} of {cfg["steps"]}.
 
-{
-        table(
-            ["", ""],
-            [
-                ["base model", f"`{cfg['model']}`"],
-                ["training problems", f"`{cfg['data']}`"],
-                ["method", f"{cfg['algo']}, loss `{cfg['loss']}`"],
-                ["commit", f"`{said['git_commit']}`"],
-            ],
-        )
-    }
+{table(["", ""], [[name, f"`{value}`"] for name, value in facts.items()])}
 
     python {said["command"]}
 
@@ -183,13 +175,10 @@ def snippets(problem: str, prompt: data.Prompt, cfg: dict, tokenizer) -> str:
     text, ids = data.render(problem, prompt, tokenizer), data.encode(problem, prompt, tokenizer)
     ways = [("", False), (tokenizer.bos_token or "", False), ("", True)]  # some end every text
     head, special = next(
-        (
-            way
-            for way in ways
-            if ids == tokenizer(way[0] + text, add_special_tokens=way[1]).input_ids
-        ),
+        ((head, special) for head, special in ways
+         if ids == tokenizer(head + text, add_special_tokens=special).input_ids),
         ways[0],
-    )
+    )  # fmt: skip
     temperature, top_p, n = (cfg[f"eval_{name}"] for name in ("temperature", "top_p", "max_tokens"))
     sample = "do_sample=False"
     if temperature:
@@ -255,7 +244,7 @@ def make_repository(name: str, private: bool) -> None:
         )
     api = huggingface_hub.HfApi()
     with reaching_the_hub(name):
-        api.create_repo(name, private=private, exist_ok=True)
+        api.create_repo(name, private=private or None, exist_ok=True)  # None: as is usual there
         public = private and not api.model_info(name).private
     if public:
         raise ValueError(

@@ -376,17 +376,20 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.private and not args.push:
             raise ValueError("--private: is about --push USER/NAME; add it, or leave this out")
-        cfg = saved_config(args.run)
-        if latest(args.run) is None or cfg is None:
+        cfg, folder = saved_config(args.run) or {}, args.run / "model"
+        as_it_is = (
+            args.push and not args.folder and card.read(folder).get("step") == cfg.get("steps", 0)
+        )
+        if not as_it_is and not (cfg and latest(args.run)):
             raise ValueError(
                 f"{args.run}: holds no checkpoint yet; give the folder of a run (--save_every says "
                 "when)"
             )
+        if args.folder and args.folder.exists() and not (args.folder / "config.json").exists():
+            raise ValueError(f"{args.folder}: is there, and no model's folder; name a new one")
         if args.push:  # first: an export may take minutes
             card.make_repository(args.push, args.private)
-        folder = args.run / "model"
-        done = card.read(folder).get("step") == cfg["steps"]
-        if not (args.push and done) or args.folder:
+        if not as_it_is:
             folder = exported(args.run, args.folder, model_folder(cfg["model"]))
             print(f"written: {folder}")
         if args.push:

@@ -302,7 +302,7 @@ def fill_in(args) -> None:
         run = {k: v for k, v in run.items() if not given or k not in others}
     # Fields that are named for one's own data need not be those of other data
     args.or_usual = "problem_field" in run
-    taken = {k: v for k, v in run.items() if v not in ("", None) and getattr(args, k) is None}
+    taken = {k: v for k, v in run.items() if v not in ("", None) and getattr(args, k, v) is None}
     usual = dict(temperature=0.6, top_p=0.95)
     for name, value in {**usual, **taken}.items():
         if getattr(args, name) is None:

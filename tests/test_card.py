@@ -228,6 +228,8 @@ def test_what_the_hub_knows_is_linked():
 
 def test_the_base_models_licence(tmp_path):
     assert card.licence(str(tmp_path)) == card.licence("user/name") == "unknown"
+    (tmp_path / "README.md").write_text("---\n[\n---\n")
+    assert card.licence(str(tmp_path)) == "unknown"
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert card.licence(str(tmp_path)) == "apache-2.0"
 
@@ -351,7 +353,8 @@ def test_a_text_that_is_in_two_sets_is_graded_where_its_row_says(tmp_path, monke
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload needs: weights go by LFS, the rest stands in the commit."""
+    """As much of the hub as an upload needs: weights go by LFS, the rest stands in the commit. The
+    real one takes weights by hf_xet, which is the client's own business."""
 
     def log_message(self, *args): ...
 
@@ -367,8 +370,9 @@ class Hub(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_GET(self):
-        assert self.path.startswith("/api/models/me/mine")
-        self.answer(dict(id="me/mine", private=self.server.private))
+        known = self.path.partition("?")[0] == "/api/models/me/mine"
+        repository = dict(id="me/mine", private=self.server.private)
+        self.answer(repository if known else dict(error="no such path"), 200 if known else 404)
 
     def do_PUT(self):
         self.server.blobs[self.path.rpartition("/")[2]] = self.body()
@@ -381,6 +385,9 @@ class Hub(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             server.created.append(json.loads(body))
             self.answer(dict(url=f"{here}/me/mine", id="me/mine"))
+        elif path == "/api/validate-yaml":  # the client asks before it uploads a card
+            server.cards.append(json.loads(body)["content"])
+            self.answer(dict(errors=[], warnings=[]))
         elif path == "/api/models/me/mine/preupload/main":
             names = [file["path"] for file in json.loads(body)["files"]]
             mode = {True: "lfs", False: "regular"}
@@ -415,7 +422,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.private, server.created, server.tokens = True, [], set()
-    server.blobs, server.files = {}, {}
+    server.blobs, server.files, server.cards = {}, {}, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -424,6 +431,7 @@ def hub():
 
 def push(hub, *argv, token="hf_test"):
     env = clean_env(HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_TOKEN=token)
+    env |= dict(HF_HUB_DISABLE_XET="1")
     command = [sys.executable, "checkpoint.py", *map(str, argv)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
@@ -434,7 +442,8 @@ def assert_arrived(hub, folder: Path) -> None:
     text = files.pop("README.md").decode()
     here = 'name = "."  # this folder, or its name on the hub'
     assert text.count(here) == 2
-    assert hub.files.pop("README.md").decode() == text.replace(here, 'name = "me/mine"')
+    card_there = text.replace(here, 'name = "me/mine"')
+    assert hub.files.pop("README.md").decode() == card_there and hub.cards == [card_there]
     assert {"model.safetensors", "remix.json", "prompt.txt", "tokenizer.json"} <= files.keys()
     assert hub.files == files
 
@@ -443,7 +452,7 @@ def test_a_run_that_is_done_is_pushed(done, hub):
     ran = push(hub, done, "--push", "me/mine", "--private")
     assert ran.returncode == 0, ran.stderr
     assert f"pushed: http://127.0.0.1:{hub.server_port}/me/mine\n" in ran.stdout
-    assert len(hub.created) == 1 and hub.created[0]["private"] is True
+    assert len(hub.created) == 1 and hub.created[0]["visibility"] == "private"
     assert hub.tokens == {"Bearer hf_test"}
     assert_arrived(hub, done / "model")
     assert not (done / "model-000002").exists()
@@ -507,3 +516,11 @@ def test_what_is_no_run_is_refused(tmp_path, group, capsys):
             checkpoint.main([str(folder)])
         error = capsys.readouterr().err
         assert f"{folder}: holds no checkpoint yet" in error and len(error.splitlines()) == 1
+
+
+def test_a_folder_of_other_things_is_not_replaced(done, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(SystemExit):
+        checkpoint.main([str(done), str(tmp_path)])
+    assert f"{tmp_path}: is there, and no model's folder; name a new" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
