@@ -3,6 +3,7 @@
     python checkpoint.py RUN [FOLDER]     the policy of the run's last checkpoint as a Hugging Face
                                           folder, on a CPU, also while the run goes on (default:
                                           RUN/model-STEP; a run that ends makes RUN/model itself)
+    python checkpoint.py RUN --push USER/NAME [--private]           onto the Hugging Face hub
 
 A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a
 different number of ranks can load it) plus state.pt: buffer, counters, prompt position. It is
@@ -12,6 +13,7 @@ by (seed, step, what for), so the step number is the random state.
 
 It is also what a signal ends a run with (`finish_on_signals`)."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -37,17 +39,26 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+import card
 from buffer import Buffer
-from config import Config
-from data import Problem, model_folder
-from metrics import DiskError, git_commit, lap, reason, rewind_metrics, saved_steps, writing
+from config import Config, saved_config, stop
+from data import Problem, get_prompt, load_tokenizer, model_folder
+from metrics import (
+    DiskError,
+    git_commit,
+    lap,
+    read_metrics,
+    reason,
+    rewind_metrics,
+    saved_steps,
+    score,
+    writing,
+)
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
-
-KEEP = 2  # whole checkpoints kept: a disk that damages the newest leaves the one before it
 
 
 @dataclass
@@ -83,9 +94,11 @@ def latest(out: Path) -> Path | None:
     return max(saved_steps(out), default=None)
 
 
-def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> None:
-    """Write one checkpoint, every rank together. state: what torch.load(weights_only=True) can read
-    back."""
+def save(
+    out: Path, step: int, models: dict, optimizers: dict, state: dict, keep: int = Config.keep
+) -> None:
+    """Write one checkpoint, every rank together, and leave the newest `keep` of them. state: what
+    torch.load(weights_only=True) can read back."""
     folder = out / "checkpoints"
     partial, final = folder / "partial", folder / f"step-{step:06d}"
 
@@ -99,7 +112,7 @@ def save(out: Path, step: int, models: dict, optimizers: dict, state: dict) -> N
         sync_folder(partial)
         os.rename(partial, final)
         sync_folder(folder)
-        for old in saved_steps(out)[:-KEEP]:
+        for old in saved_steps(out)[:-keep]:
             shutil.rmtree(old)
 
     values = tensors(models, optimizers)
@@ -133,7 +146,8 @@ def save_run(
 ) -> None:
     """Save the step. asked: the signal after which the run ends with it, unless it is done."""
     stored = buffer.state_dict(gather_in_order(buffer.stored()))
-    save(Path(cfg.out), state.step, models, optimizers, vars(state) | dict(buffer=stored))
+    values = vars(state) | dict(buffer=stored)
+    save(Path(cfg.out), state.step, models, optimizers, values, cfg.keep)
     if asked and state.step < cfg.steps:
         raise Stopped(asked, state.step)
 
@@ -147,6 +161,9 @@ def load_run(cfg: Config, models: dict, optimizers: dict, buffer: Buffer) -> Sta
         buffer.load_state_dict(values.pop("buffer"))
         state = State(**values)
     if dist.get_rank() == 0:
+        best, old = out / "best", out / "best.old"
+        if old.exists() and not best.exists():  # a kill between the two renames of `export`
+            os.rename(old, best)
         due = cfg.eval_every and state.step % cfg.eval_every == 0
         evaluated = state.step >= cfg.steps or bool(due)
         rewind_metrics(out / "metrics.jsonl", state.step if saved else -1, evaluated)
@@ -202,9 +219,10 @@ def load(path: Path, models: dict, optimizers: dict) -> dict:
     return torch.load(path / "state.pt", weights_only=True)
 
 
-def export(policy: Policy, tokenizer, folder: Path) -> None:
+def export(policy: Policy, tokenizer, folder: Path, run: str = "", step: int = 0) -> None:
     """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then
-    renamed."""
+    renamed. run, step: the run folder and step that its card tells of; without a run it has
+    none."""
     rank = dist.get_rank()
     # all ranks gather
     weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
@@ -222,6 +240,8 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
         settings.to_json_file(partial / "generation_config.json")
         lm.generation_config = settings
         tokenizer.save_pretrained(partial)
+        if run:
+            card.write(partial, Path(run), step, tokenizer)
         os.umask(umask := os.umask(0))
         for path in partial.iterdir():  # safetensors writes for its owner alone, whatever is usual
             path.chmod(0o666 & ~umask)
@@ -232,6 +252,22 @@ def export(policy: Policy, tokenizer, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
     together(folder.parent, write, ranks=1)
+
+
+def keep_best(cfg: Config, policy: Policy, tokenizer, step: int) -> None:
+    """--keep_best: OUT/best is the policy of the best evaluation so far, of equal ones the first.
+    Its own remix.json remembers the score. One of other --eval_... flags does not compare."""
+    if not cfg.keep_best:
+        return
+    better, names = False, "data limit n temperature top_p max_tokens".split()
+    if dist.get_rank() == 0:
+        value = score(read_metrics(Path(cfg.out, "metrics.jsonl"))[-1])
+        best = card.read(Path(cfg.out, "best"))
+        flags = best.get("config", {})
+        same = all(flags.get(f"eval_{name}") == getattr(cfg, f"eval_{name}") for name in names)
+        better = value is not None and (not same or value > score(best["evaluation"]))
+    if gather([better])[0]:
+        export(policy, tokenizer, Path(cfg.out, "best"), cfg.out, step)
 
 
 def sync_folder(folder: Path) -> None:
@@ -257,6 +293,7 @@ def record_start(cfg: Config, sha256: dict[str, str]) -> list[str]:
     now = dict(time=time.strftime("%Y-%m-%d %H:%M:%S %z"), ranks=dist.get_world_size())
     now |= dict(git_commit=commit, command=shlex.join(sys.argv))
     facts = dict(git_commit=commit, ranks=now["ranks"], sha256=old.get("sha256", {}) | sha256)
+    facts["prompt_text"] = get_prompt(cfg.prompt).template  # its file may change, or go
     write_json(path, asdict(cfg) | facts | dict(starts=[*starts, now]))
     then = old.get("git_commit", commit)
     if then == commit:
@@ -313,28 +350,55 @@ def asked_to_stop() -> int:
     return max(gather(asked[:1]), default=0)
 
 
-def main(run: str, folder: str = "") -> None:
-    """Export the last checkpoint. SystemExit with one sentence when there is none."""
-    if latest(Path(run)) is None:
-        sys.exit(
-            f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
-            "(--save_every says when)"
-        )
-    name = model_folder(json.loads(Path(run, "config.json").read_text())["model"])
+def exported(run: Path, folder: Path | None, name: str) -> Path:
+    """Export the run's last checkpoint -> the folder. name: of the base model."""
     transformers_logging.disable_progress_bar()
+    tokenizer, _ = load_tokenizer(name)
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
-    try:
-        saved, _ = load_newest(Path(run), dict(policy=policy), {})
-        target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")
-        export(policy, AutoTokenizer.from_pretrained(name), target)
-    except DiskError as error:
-        sys.exit(f"checkpoint.py: {error}")
-    print(f"written: {target}")
+    saved, state = load_newest(run, dict(policy=policy), {})
+    folder = folder or run / f"model-{saved.name.removeprefix('step-')}"
+    export(policy, tokenizer, folder, str(run), state["step"])
     dist.destroy_process_group()
+    return folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    flag = parser.add_argument
+    flag("run", type=Path, metavar="RUN", help="folder of a run")
+    flag("folder", type=Path, nargs="?", metavar="FOLDER", help="a new one for the model")
+    done = "RUN/model if the run is done, else an export of its last checkpoint"
+    flag("--push", metavar="USER/NAME", help=f"upload to this repository of the hub: {done}")
+    flag("--private", action="store_true", help="with --push: a new repository is not public")
+    args = parser.parse_args(argv)
+    try:
+        if args.private and not args.push:
+            raise ValueError("--private: is about --push USER/NAME; add it, or leave this out")
+        cfg, folder = saved_config(args.run) or {}, args.run / "model"
+        as_it_is = (
+            args.push and not args.folder and card.read(folder).get("step") == cfg.get("steps", 0)
+        )
+        if not as_it_is and not (cfg and latest(args.run)):
+            raise ValueError(
+                f"{args.run}: holds no checkpoint yet; give the folder of a run (--save_every says "
+                "when)"
+            )
+        if args.folder and args.folder.exists() and not (args.folder / "config.json").exists():
+            raise ValueError(f"{args.folder}: is there, and no model's folder; name a new one")
+        if args.push:  # first: an export may take minutes
+            card.make_repository(args.push, args.private)
+        if not as_it_is:
+            folder = exported(args.run, args.folder, model_folder(cfg["model"]))
+            print(f"written: {folder}")
+        if args.push:
+            print(f"pushed: {card.upload(folder, args.push)}")
+    except (ValueError, DiskError) as error:
+        stop(error)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()

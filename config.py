@@ -155,6 +155,9 @@ class Config:
     # replayed ones in responses.jsonl, for view.py; 0 = none
     keep_responses: int = 4
     save_every: int = 20  # steps between checkpoints
+    keep: int = 2  # newest checkpoints kept; of two, one is left if the disk damages the other
+    # OUT/best: the policy of the best evaluation so far, by pass@1; the first of equal ones
+    keep_best: bool = False
 
     # Logging
     # metrics.jsonl also to: tensorboard, wandb, trackio, or several, with commas (docs/metrics.md)
@@ -165,7 +168,7 @@ class Config:
 
 # May differ when a run goes on. Those of the second line change memory and, at most, the rounding;
 # evaluation looks at the policy and leaves it as it is
-CHANGEABLE = """out recipe steps save_every grader_workers track peak_tflops
+CHANGEABLE = """out recipe steps save_every keep keep_best grader_workers track peak_tflops
     tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
     eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
     keep_responses""".split()
@@ -334,7 +337,8 @@ def check_config(cfg: Config) -> None:
          "them), or say --dtype float32 if you do want it on this CPU"),
         *each("steps prompts_per_step mini_batch group_size tokens_per_micro_batch "
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
-              "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
+              "save_every grader_workers tensor_parallel keep", lambda x: x >= 1,
+              "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
               "weight_decay eval_temperature keep_responses", lambda x: x >= 0,
               "must not be negative"),
@@ -383,6 +387,8 @@ def check_config(cfg: Config) -> None:
         (cfg.loss in clips or not cfg.geppo_clip, "geppo_clip", f"does nothing with --loss "
          f"{cfg.loss}; leave it out"),
         (0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]"),
+        (not cfg.keep_best or cfg.eval_data or cfg.data == "tiny", "keep_best", "nothing is "
+         "evaluated, so nothing is best; give --eval_data, or leave it out"),
         (0 < cfg.gpu_memory < 1, "gpu_memory", "is a share, between 0 and 1"),
         ({*named(cfg.track)} <= TRACKERS.keys(), "track", f"is none of {', '.join(TRACKERS)}; take "
          "some of them, with commas between"),

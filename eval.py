@@ -14,7 +14,8 @@ answer counts. The same here:
     python eval.py --model DIR_OR_HUB --data aime24,amc,math500,minerva,olympiadbench \
         --temperature 0 --format boxed
 
-The defaults, temperature 0.6 and top-p 0.95, are those of DeepScaleR's evaluation in training.
+The defaults, temperature 0.6 and top-p 0.95, are those of DeepScaleR's evaluation in training. A
+model that this project exported brings its own, with its prompt and format (remix.json, card.py).
 
 A run writes OUT.json (metrics) and, problem by problem, OUT.samples.jsonl. The same command after a
 kill continues there; another configuration with the same OUT is refused.
@@ -269,16 +270,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("data_dir", "folder with the benchmarks' files (default: from the hub)", metavar="DIR")
     flag("samples", "grade these: JSON lines, id or problem and response(s)", metavar="FILE")
     flag("n", "samples a problem (default: 16, and 1 with --temperature 0)", type=int)
-    flag("max_tokens", "limit [tokens] (default: 8192, paper; at most half the context)", type=int)
-    flag("temperature", "of the sampling, 0 = greedy", 0.6)
-    flag("top_p", "nucleus of the sampling", 0.95)
+    usual = "the default of an exported model is its run's, else"
+    flag("max_tokens", f"limit [tokens]; {usual} 8192 (paper), at most half the context", type=int)
+    flag("temperature", f"of the sampling, 0 = greedy; {usual} 0.6", type=float)
+    flag("top_p", f"nucleus of the sampling; {usual} 0.95", type=float)
     flag("seed", "of the sampling", 0)
     prompts = " | ".join(data.PROMPTS)
-    flag("prompt", f"{prompts} | FILE with {{problem}} (default: r1; for tiny: plain)")
-    formats = "how a response marks its answer (default: the prompt's)"
+    flag("prompt", f"{prompts} | FILE with {{problem}}; {usual} r1, for --data tiny plain")
+    formats = f"how a response marks its answer; {usual} the prompt's"
     flag("format", formats, choices=tuple(reward.FORMATS))
-    flag("problem_field", "field with the problem (default: found)")
-    flag("answer_field", "field with the gold answer (default: found)")
+    flag("problem_field", f"field with the problem; {usual} found")
+    flag("answer_field", f"field with the gold answer; {usual} found")
     flag("reward", "your own, of (response, row), for grading", metavar="FILE.py:FUNCTION")
     flag("grader_deadline", "of grading a response, or of a call of --reward's function [s]", 2.0)
     flag("split", "split of tiny, of a hub set or of a folder", "test")
@@ -290,10 +292,55 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("chunk", "problems sampled together, then saved", 64)
     flag("workers", "grader processes", 2)
     flag("out", "results; samples go beside (default: eval-<model>.json)", metavar="FILE.json")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def exported(model: str) -> dict:
+    """The flags that a model's remix.json has for this program (card.py): of a folder, or of one
+    that was pushed to the hub. {} where there is none."""
+    local = os.path.expanduser(model)
+
+    def find(name: str) -> str:
+        if os.path.isdir(local):
+            return os.path.join(local, name)
+        from huggingface_hub import hf_hub_download
+
+        return hf_hub_download(model, name)
+
+    try:
+        flags = json.loads(Path(find("remix.json")).read_text())["eval_flags"]
+        text = flags["prompt"]
+        return flags | dict(prompt=text if text in data.PROMPTS else find(text))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--model {model}: its remix.json is damaged; restore it, or delete it."
+        ) from error
+    except Exception:  # none there, no such model, no network: whoever loads the model says so
+        return {}
+
+
+def fill_in(args) -> None:
+    """Open flags from the run of an exported model, else the usual values. An explicit --prompt
+    brings its own format, and explicit fields are all that are given."""
+    tiny = (args.model or "tiny").split(":")[0] == "tiny"
+    run = {} if tiny or args.samples else exported(args.model)
+    for given, others in (
+        (args.prompt, ["format"]),
+        (args.problem_field or args.answer_field, ["problem_field", "answer_field"]),
+    ):
+        run = {k: v for k, v in run.items() if not given or k not in others}
+    # Fields that are named for one's own data need not be those of other data
+    args.or_usual = "problem_field" in run
+    taken = {k: v for k, v in run.items() if v not in ("", None) and getattr(args, k, v) is None}
+    usual = dict(temperature=0.6, top_p=0.95)
+    for name, value in {**usual, **taken}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.n is None:
         args.n = 16 if args.temperature or args.samples else 1
-    return args
+    if taken and ranks()[0] == 0:
+        said = " ".join(f"--{name} {value}" for name, value in taken.items())
+        print(f"as {args.model}/remix.json has it: {said}")
 
 
 def ranks() -> tuple[int, int]:
@@ -408,8 +455,9 @@ def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
         fields = (args.problem_field, args.answer_field)
         options = (*fields, args.split, args.limit, args.data_dir)
         sets[name], counts = data.load_problems(
-            name, tokenizer, args.prompt, None, *options, whole_rows=bool(args.reward)
-        )
+            name, tokenizer, args.prompt, None, *options, or_usual=args.or_usual,
+            whole_rows=bool(args.reward),
+        )  # fmt: skip
         print(f"{name}: {data.describe(counts)}")
     if tokenizer is not None:
         format = args.format or data.get_prompt(args.prompt).format
@@ -496,7 +544,8 @@ def read_samples(path: str, sets: dict[str, list[Problem]]) -> tuple[dict, dict]
     """-> responses and "finished" marks of --samples, both by (set name, id).
 
     A row has "response" or "responses", and "problem" (its text) or "id" (row number in the data;
-    with several sets also "set", the set's name). Several rows of one problem add up.
+    with several sets also "set", the set's name). Several rows of one problem add up. A text that
+    stands in several places counts in all, unless "set" and "id" name one of them.
     """
     by_text: dict[str, list[tuple]] = {}  # amc holds amc23: a text may be in two sets
     for name, problems in sets.items():
@@ -523,6 +572,7 @@ def read_samples(path: str, sets: dict[str, list[Problem]]) -> tuple[dict, dict]
             )
         if row.get("problem") is not None:
             keys = by_text.get(str(row["problem"]).strip(), [])
+            keys = [key for key in keys if key == names[::-1]] or keys
         elif row.get("id") is not None and (row.get("set") is not None or len(sets) == 1):
             key = (row.get("set") or next(iter(sets)), row["id"])
             keys = [key] if key in texts else []
@@ -589,9 +639,9 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
         if rank == 0 and file.tell() == 0:
             file.write(json.dumps({"config": config}) + "\n")
 
-        def keep(names: list[str], new: list[dict]) -> None:
-            for name, record in zip(names, new, strict=True):
-                records.append({"set": name, **record})
+        def keep(pairs: list[tuple[str, Problem]], new: list[dict]) -> None:
+            for (name, p), record in zip(pairs, new, strict=True):
+                records.append(dict(set=name, problem=p.problem, gold=p.gold) | record)
                 if rank == 0:
                     file.write(json.dumps(records[-1]) + "\n")
             file.flush()
@@ -602,7 +652,7 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
         empty = dict(responses=[""] * n, rewards=[0.0] * n, lengths=[0] * n, finished=[False] * n)
         if not grader.own:
             empty |= dict(answers=[None] * n, answer_right=[False] * n)
-        keep([name for name, _ in too_long], [{"id": p.id, **empty} for _, p in too_long])
+        keep(too_long, [{"id": p.id, **empty} for _, p in too_long])
         if not todo:
             return records
         import rollout  # torch and vLLM: not before there is something to sample
@@ -631,7 +681,7 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
             if world > 1:  # the ranks of an engine all have its samples: one hands them on
                 placed = [(mine + i * engines, record) for i, record in enumerate(new)]
                 new = parallel.gather_in_order(placed, args.tensor_parallel)
-            keep(owners, new)
+            keep(todo[start : start + size], new)
         engine.close()
     return records
 
@@ -701,6 +751,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     rank, world = ranks()
     try:
+        fill_in(args)
         check_args(args)
         own = reward.look_at(args.reward or "")
         tokenizer, context, sets = load(args)

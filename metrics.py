@@ -515,6 +515,14 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+SCORES = ("eval/pass@1", "eval/reward")  # an evaluation has one of them
+
+
+def score(row: dict) -> float | None:
+    """What evaluations are compared by; None where there was none."""
+    return next((row[name] for name in SCORES if name in row), None)
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
     rows = []

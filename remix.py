@@ -271,6 +271,7 @@ def train(
     if state.step == 0:
         scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)
         log.write(state.counts() | scores)
+        checkpoint.keep_best(cfg, policy, tokenizer, state.step)
     else:
         log.say(f"going on after step {state.step} of {cfg.out}")
     gc.collect()
@@ -388,15 +389,16 @@ def train(
         if due(step, cfg.eval_every, cfg.steps):
             row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)
         log.write(row)
+        checkpoint.keep_best(cfg, policy, tokenizer, step)
         asked = checkpoint.asked_to_stop()  # by a signal to any rank: save, and end
         if asked or due(step, cfg.save_every, cfg.steps):
             checkpoint.save_run(cfg, state, models, optimizers, buffer, asked)
 
     log.bar.close()
-    checkpoint.export(policy, tokenizer, Path(cfg.out, "model"))
     if rank == 0:
         with metrics.writing(cfg.out):
             plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
+    checkpoint.export(policy, tokenizer, Path(cfg.out, "model"), cfg.out, state.step)
     out = Path(cfg.out).resolve()
     log.say(f"done: {out}/model, {out}/metrics.jsonl, {out}/curve.png")
     grader.close()

@@ -49,6 +49,7 @@ def train(base, group, tokenizer, tmp_path, monkeypatch):
         cfg = config.parse_config([*SMALL, "--out", str(tmp_path / name), *map(str, flags)])
         config.check_config(cfg)
         (tmp_path / name).mkdir(exist_ok=True)
+        checkpoint.record_start(cfg, {})
         remix.train(cfg, "cpu", base, tokenizer, problems[: cfg.limit or None], [])
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines][1:]

@@ -345,7 +345,7 @@ import torch, checkpoint, model, parallel
 from pathlib import Path
 parallel.init_distributed()
 models = dict(policy=model.load_model(model.Policy, {base!r}, device="cpu", dtype="float32"))
-out, checkpoint.KEEP = Path({str(tmp_path)!r}), 1
+out = Path({str(tmp_path)!r})
 checkpoint.save(out, 1, models, {{}}, dict(step=1))
 owner = eval({where.split(".")[0]!r}, vars(checkpoint))
 if {where!r} == "shutil.rmtree":  # two calls clear leftovers, the third removes the old one
@@ -356,7 +356,7 @@ if {where!r} == "shutil.rmtree":  # two calls clear leftovers, the third removes
 else:
     def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
 setattr(owner, {where.split(".")[1]!r}, die)
-checkpoint.save(out, 2, models, {{}}, dict(step=2))
+checkpoint.save(out, 2, models, {{}}, dict(step=2), keep=1)
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
