@@ -108,8 +108,8 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
     if scores:
         numbers = table(["metric", "value"], [[name, f"{x:.4g}"] for name, x in named.items()])
         measured = (
-            f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens, answer format "
-            f"`{cfg['format']}`; shares from 0 to 1, length in tokens:\n\n{numbers}"
+            f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens; "
+            f"shares from 0 to 1, length in tokens:\n\n{numbers}"
         )
     name = next((name for name in SCORES for row in rows if name in row), SCORES[0])
     points = [[row["step"], row["rollouts"], f"{row[name]:.4f}"] for row in rows if name in row]
@@ -119,6 +119,9 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
     problem = "What is 17 + 25?"
     if cfg["data"] == "tiny":
         problem = embedded_problems("test")[0]["problem"]
+    right = f"The reward is `{cfg['reward']}`, of its author."
+    if not cfg["reward"]:
+        right = f"A right response (`{cfg['format']}`) has {FORMATS[cfg['format']]}."
     facts = {"base model": cfg["model"], "training problems": cfg["data"]}
     facts |= dict(method=f"{cfg['algo']}, {cfg['loss']}", commit=said["git_commit"])
     return f"""---
@@ -148,7 +151,7 @@ Every setting is in `remix.json`.
 
 ## Prompt
 
-`{path}`. A right response has {FORMATS[cfg["format"]]}. Filled, special tokens included:
+`{path}`. {right} Filled, special tokens included:
 
 ````text
 {data.render(problem, prompt, tokenizer)}

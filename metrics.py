@@ -198,7 +198,8 @@ def trained_response(
         columns["advantage"] = columns["advantage"][0]
     return dict(
         kind="replayed" if r.replayed else "fresh", age=age, reward=r.reward,
-        format=extract_answer(text, format) is not None, finished=r.finished, clip_eps=eps,
+        format=extract_answer(text, format) is not None if format else None,
+        finished=r.finished, clip_eps=eps,
         prompt=tokenizer.decode(r.prompt), text=text, tokens=token_texts(tokenizer, r.tokens),
         clipped=took.nonzero()[:, 0].tolist(), **columns,
     )  # fmt: skip
@@ -206,13 +207,15 @@ def trained_response(
 
 def evaluated_response(record: dict, problem: Problem) -> dict:
     """A line of responses.jsonl: the first response to an evaluation problem, see eval.grade."""
-    names = "responses rewards answers lengths finished".split()
-    text, reward, answer, length, finished = (record[name][0] for name in names)
-    gold = problem.gold if isinstance(problem.gold, str) else ", ".join(problem.gold.answers)
-    return dict(
-        kind="evaluation", problem=problem.problem, gold=gold, text=text, answer=answer,
-        format=answer is not None, reward=reward, length=length, finished=finished,
-    )  # fmt: skip
+    names = "responses rewards lengths finished".split()
+    text, reward, length, finished = (record[name][0] for name in names)
+    said = dict(kind="evaluation", problem=problem.problem, text=text, reward=reward)
+    said |= dict(length=length, finished=finished)
+    if "answers" in record:  # not of --reward, which may know of none
+        gold = problem.gold if isinstance(problem.gold, str) else ", ".join(problem.gold.answers)
+        (answer, *_) = record["answers"]
+        said |= dict(gold=gold, answer=answer, format=answer is not None)
+    return said
 
 
 # ------------------------------------------------------------------------------------- a step's row
