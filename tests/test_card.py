@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def test_a_killed_run_has_the_best_of_one_that_was_not(base, problems, tmp_path)
     path = tmp_path / "b" / "metrics.jsonl"
     while not path.exists() or len(path.read_text().splitlines()) < 6:
         assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     run(base, tmp_path / "b", *flags)
@@ -292,6 +294,18 @@ def test_eval_takes_its_defaults_from_the_folder(done, tmp_path, monkeypatch, ca
     assert (args.temperature, args.prompt, args.max_tokens, args.n) == (0, "r1", 9, 1)
     assert args.format is None  # r1's own, not that of the prompt it was trained with
     assert args_of("--model", "elsewhere", "--format", "tags").format == "tags"
+
+
+def test_eval_finds_what_was_pushed_by_its_name(done, monkeypatch):
+    asked = []
+
+    def download(model, name):  # the hub is out of reach for tests
+        asked.append((model, name))
+        return str(done / "best" / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert args_of("--model", "me/mine").prompt == str(done / "best" / "prompt.txt")
+    assert asked == [("me/mine", "remix.json"), ("me/mine", "prompt.txt")]
 
 
 def test_eval_without_a_run_has_the_usual_defaults(base, capsys):
