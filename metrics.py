@@ -387,7 +387,7 @@ def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
     rewrite(path, rows)
     kept = path.with_name("responses.jsonl")
-    if kept.exists():  # those of `step` are kept because it is evaluated
+    if kept.exists():  # a step has some only because it is evaluated
         rewrite(kept, [row for row in read_metrics(kept) if row["step"] < step + evaluated])
 
 
