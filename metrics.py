@@ -83,7 +83,7 @@ def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
 
 
-# -------------------------------------------------------------------------------- kept responses
+# ----------------------------------------------------------------------------------- kept responses
 
 
 def extremes(responses: list[Response], count: int) -> list[Response]:
@@ -185,9 +185,9 @@ class Log:
         """Before the update: choose some responses (--keep_responses), the same on every rank.
         `add` notes their log-probs, and `write` writes them."""
         sets = [[r for group in groups for r in group] for groups in (fresh, replayed)]
-        chosen = [r for of in sets for r in extremes(of, self.cfg.keep_responses)]
-        self.kept = [replace(r) for r in chosen]  # copies: the step's fields go when it ends
-        self.place = {id(r): i for i, r in enumerate(chosen)}
+        chosen = {id(r): r for of in sets for r in extremes(of, self.cfg.keep_responses)}
+        self.kept = [replace(r) for r in chosen.values()]  # copies: the step's fields go at its end
+        self.place = {key: i for i, key in enumerate(chosen)}
         # Place -> mini-batches before it, log-probs: of passes on several ranks the last one counts
         self.seen: dict[int, tuple[int, list[float]]] = {}
         self.how = dict(eps=eps, tokenizer=tokenizer, format=self.cfg.format)

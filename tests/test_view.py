@@ -35,7 +35,7 @@ def response(text="abcd", reward=1.0, step=3, A=1.0, logp_k=-1.0, logp_b=-1.0, *
     return Response([104, 105], tokens, b, True, reward, step, logp_k=k, advantages=A, **more)
 
 
-# ----------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- what is kept
 
 
 QUADRANTS = [  # r, c, A; whether the clip takes the gradient with eps = 0.2, by hand
@@ -212,7 +212,7 @@ def test_a_run_keeps_what_it_trained_on_and_no_number_changes(base, tmp_path):
     assert marks
 
 
-# ------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def write_run(folder: Path, responses: list[dict] | None = None, steps=4, **config) -> Path:
@@ -306,7 +306,7 @@ def test_cut_keeps_both_ends():
     assert view.thin(list(range(10)), 4) == [0, 3, 6, 9] and view.thin([1, 2], 4) == [1, 2]
 
 
-# ------------------------------------------------------------------------------- in a browser
+# ------------------------------------------------------------------------------------- in a browser
 
 NAMES = "chromium chromium-headless-shell google-chrome google-chrome-stable chrome".split()
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
