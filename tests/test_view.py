@@ -115,7 +115,7 @@ def test_a_step_keeps_the_last_pass_and_the_marks(log, tmp_path, monkeypatch):
     """Two passes over three responses on two ranks: which rank has one in a pass may change."""
     fresh, middle = response("ab", reward=1.0), response("cd", reward=0.5)
     old = response("e\\", reward=0.0, step=2, A=[-1.0, 1.0], logp_b=[-1.0, -2.0], replayed=True)
-    log.keep([[fresh], [middle]], [[old]], 0.2, BYTES)
+    log.keep([[fresh], [middle]], [[old], [old]], 0.2, BYTES)  # drawn twice: kept once
     add(log, [fresh, middle], [[-1.0, -1.1], [-1.0, -1.0]])
     add(log, [old], [[-1.5, -0.5]])
     add(log, [fresh], [[-0.7, -0.9]])  # the second pass; `old` goes to the other rank
