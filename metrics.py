@@ -163,7 +163,7 @@ def equal_groups(rewards: list[float], group_size: int) -> float:
     return float(np.mean(groups.min(1) == groups.max(1)))
 
 
-# -------------------------------------------------------------------------------- kept responses
+# ----------------------------------------------------------------------------------- kept responses
 
 
 def extremes(responses: list[Response], count: int) -> list[Response]:
@@ -293,9 +293,9 @@ class Log:
         """Before the update: choose some responses (--keep_responses), the same on every rank.
         `add` notes their log-probs, and `write` writes them."""
         sets = [[r for group in groups for r in group] for groups in (fresh, replayed)]
-        chosen = [r for of in sets for r in extremes(of, self.cfg.keep_responses)]
-        self.kept = [replace(r) for r in chosen]  # copies: the step's fields go when it ends
-        self.place = {id(r): i for i, r in enumerate(chosen)}
+        chosen = {id(r): r for of in sets for r in extremes(of, self.cfg.keep_responses)}
+        self.kept = [replace(r) for r in chosen.values()]  # copies: the step's fields go at its end
+        self.place = {key: i for i, key in enumerate(chosen)}
         # Place -> mini-batches before it, log-probs: of passes on several ranks the last one counts
         self.seen: dict[int, tuple[int, list[float]]] = {}
         self.how = dict(eps=eps, tokenizer=tokenizer, format=self.cfg.format)
@@ -559,7 +559,7 @@ def rewind_metrics(path: Path, step: int, evaluated: bool) -> None:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval/")}
     rewrite(path, rows)
     kept = path.with_name("responses.jsonl")
-    if kept.exists():  # those of `step` are kept because it is evaluated
+    if kept.exists():  # a step has some only because it is evaluated
         rewrite(kept, [row for row in read_metrics(kept) if row["step"] < step + evaluated])
 
 

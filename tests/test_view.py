@@ -35,7 +35,7 @@ def response(text="abcd", reward=1.0, step=3, A=1.0, logp_k=-1.0, logp_b=-1.0, *
     return Response([104, 105], tokens, b, True, reward, step, logp_k=k, advantages=A, **more)
 
 
-# ----------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- what is kept
 
 
 QUADRANTS = [  # r, c, A; whether the clip takes the gradient with eps = 0.2, by hand
@@ -115,7 +115,7 @@ def test_a_step_keeps_the_last_pass_and_the_marks(log, tmp_path, monkeypatch):
     """Two passes over three responses on two ranks: which rank has one in a pass may change."""
     fresh, middle = response("ab", reward=1.0), response("cd", reward=0.5)
     old = response("e\\", reward=0.0, step=2, A=[-1.0, 1.0], logp_b=[-1.0, -2.0], replayed=True)
-    log.keep([[fresh], [middle]], [[old]], 0.2, BYTES)
+    log.keep([[fresh], [middle]], [[old], [old]], 0.2, BYTES)  # drawn twice: kept once
     add(log, [fresh, middle], [[-1.0, -1.1], [-1.0, -1.0]])
     add(log, [old], [[-1.5, -0.5]])
     add(log, [fresh], [[-0.7, -0.9]])  # the second pass; `old` goes to the other rank
@@ -212,7 +212,7 @@ def test_a_run_keeps_what_it_trained_on_and_no_number_changes(base, tmp_path):
     assert marks
 
 
-# ------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def write_run(folder: Path, responses: list[dict] | None = None, steps=4, **config) -> Path:
@@ -306,7 +306,7 @@ def test_cut_keeps_both_ends():
     assert view.thin(list(range(10)), 4) == [0, 3, 6, 9] and view.thin([1, 2], 4) == [1, 2]
 
 
-# ------------------------------------------------------------------------------- in a browser
+# ------------------------------------------------------------------------------------- in a browser
 
 NAMES = "chromium chromium-headless-shell google-chrome google-chrome-stable chrome".split()
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
