@@ -18,20 +18,20 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
-Write = Callable[[dict], None]  # takes a line of metrics.jsonl
+Write = Callable[[int, dict], None]  # takes a step and its numbers
 
 
 def to_tensorboard(out: Path, project: str, name: str, config: dict) -> tuple[Write, str]:
     from torch.utils.tensorboard import SummaryWriter
 
     folder = out / "tensorboard"
-    # Readers forget all steps from 0 on, of older files. Without these a server would be at a loss
+    # Older files stay, as an open server would be stuck without; all of their steps are void
     writer = SummaryWriter(folder, purge_step=0)
     writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
 
-    def write(row: dict) -> None:
-        for key, value in row.items():
-            writer.add_scalar(key, value, row["step"])
+    def write(step: int, values: dict) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
         writer.flush()
 
     return write, f"tensorboard --logdir {folder}"
@@ -50,9 +50,9 @@ def to_wandb(out: Path, project: str, name: str, config: dict) -> tuple[Write, s
         if old.name != here.name:
             shutil.rmtree(old)
 
-    def write(row: dict) -> None:
-        if row["step"] >= first:
-            run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+    def write(step: int, values: dict) -> None:
+        if step >= first:
+            run.log(values, step=step)
 
     return write, run.url or f"wandb sync {here}"
 
@@ -69,8 +69,8 @@ def to_trackio(out: Path, project: str, name: str, config: dict) -> tuple[Write,
     with redirect_stdout(StringIO()):  # eight lines
         run = trackio.init(project, name=name, config=config, embed=False)
 
-    def write(row: dict) -> None:
-        run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+    def write(step: int, values: dict) -> None:
+        run.log(values, step=step)
 
     return write, f"TRACKIO_DIR={folder} trackio show --project {project}"
 
@@ -89,7 +89,9 @@ def missing(track: str) -> list[str]:
     return [name for name, spec in specs.items() if not (spec and spec.origin)]
 
 
-def start(track: str, out: str, rows: list[dict], say: Callable[[str], None]) -> Write:
+def start(
+    track: str, out: str, rows: list[dict], say: Callable[[str], None]
+) -> Callable[[dict], None]:
     """Opens the trackers, and gives them the lines so far -> what takes the next ones. The run
     takes its name from the folder `out`, and its project from the folder around it, if that is not
     just "out". The first start in config.json makes its id: it stays where the folder moves."""
@@ -107,7 +109,7 @@ def start(track: str, out: str, rows: list[dict], say: Callable[[str], None]) ->
     def write(row: dict) -> None:
         for name, to in [*writes.items()]:
             try:
-                to(row)
+                to(row["step"], {k: v for k, v in row.items() if k != "step"})
             except Exception as error:  # network, disk, whatever
                 failed(name, error)
 

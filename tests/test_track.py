@@ -49,7 +49,7 @@ def read_tensorboard(out):
     events, rows = event_accumulator(out).Reload(), {}
     for tag in events.Tags()["scalars"]:
         for event in events.Scalars(tag):
-            row = rows.setdefault(event.step, {})
+            row = rows.setdefault(event.step, dict(step=event.step))
             assert tag not in row, f"{tag} twice at step {event.step}"
             row[tag] = event.value
     return rows
