@@ -72,10 +72,12 @@ class State:
 
 def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
     state = {name: get_model_state_dict(model) for name, model in models.items()}
-    return state | {
-        f"{name}_optimizer": get_optimizer_state_dict(models[name], o)
-        for name, o in optimizers.items()
-    }
+    for name, o in optimizers.items():
+        new = not o.state  # --filter_groups: no update so far. torch makes the state by a step of 0
+        state[f"{name}_optimizer"] = get_optimizer_state_dict(models[name], o)
+        for values in o.state.values() if new else ():
+            values["step"].zero_()  # and it would count
+    return state
 
 
 def latest(out: Path) -> Path | None:
