@@ -203,7 +203,8 @@ def table(
         percent = [[100 * row["eval/pass@1"] for row in of if "eval/pass@1" in row] for of in rows]
         if not all(percent):
             raise ValueError(f"{label}: a run without evaluations has no row in the table.")
-        line = [label, str(len(seeds)), spread([p[0] for p in percent])]
+        base = [100 * of[0]["eval/pass@1"] for of in rows if "eval/pass@1" in of[0]]
+        line = [label, str(len(seeds)), spread(base) if base else "–"]  # --no_eval_first
         if at:
             line.append(spread([100 * value_at(of, at) for of in rows]))
         line.append(f"{spread([p[-1] for p in percent])} ({rows[0][-1]['rollouts']:,} rollouts)")
