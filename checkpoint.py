@@ -42,7 +42,7 @@ from transformers.utils import logging as transformers_logging
 
 from buffer import Buffer
 from config import Config
-from data import Problem, model_folder
+from data import TRUST, Problem, model_folder
 from metrics import DiskError, git_commit, reason, rewind_metrics, saved_steps, writing
 from model import Policy, full_weights, load_model
 from parallel import gather, gather_in_order, init_distributed
@@ -321,14 +321,16 @@ def main(run: str, folder: str = "") -> None:
             f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
             "(--save_every says when)"
         )
-    name = model_folder(json.loads(Path(run, "config.json").read_text())["model"])
+    config = json.loads(Path(run, "config.json").read_text())
+    name = model_folder(config["model"])
+    TRUST["trust_remote_code"] = config.get("trust_remote_code", False)
     transformers_logging.disable_progress_bar()
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
     try:
         saved, _ = load_newest(Path(run), dict(policy=policy), {})
         target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")
-        export(policy, AutoTokenizer.from_pretrained(name), target)
+        export(policy, AutoTokenizer.from_pretrained(name, **TRUST), target)
     except DiskError as error:
         sys.exit(f"checkpoint.py: {error}")
     print(f"written: {target}")

@@ -98,6 +98,7 @@ class Log:
     def start(self, step: int) -> None:
         self.step, self.began, self.seconds = step, time.perf_counter(), {}
         self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
+        self.lr = self.cfg.lr  # of the actor, in this step
         self.engine_gap = 0.0  # mean |engine - trainer| log-prob of the sampler's responses, nats
         self.norms: list[dict[str, float]] = []  # of each mini-batch
         self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
@@ -107,8 +108,9 @@ class Log:
         return {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
 
     def phase(self, name: str) -> None:
-        """Ends a phase: seconds_NAME is the time since the one before."""
-        self.seconds[name] = time.perf_counter() - self.began - sum(self.seconds.values())
+        """Ends a phase: seconds_NAME grows by the time since the one before."""
+        took = time.perf_counter() - self.began - sum(self.seconds.values())
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
 
     def mini_batch(self, responses: list[Response]) -> int:
         """-> the response tokens of a mini-batch, which its means are over."""
@@ -172,11 +174,13 @@ class Log:
             reflection_rate=counts["reflecting"] / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
             grader_kills=counts["kills"], grader_unparsable=counts["unparsable"],
-            grad_norm=float(np.mean([norms["policy"] for norms in self.norms])),
-            engine_gap=self.engine_gap, tokens_forward=self.tokens_forward,
+            grad_norm=float(np.mean([norms["policy"] for norms in self.norms] or [math.nan])),
+            lr=self.lr, engine_gap=self.engine_gap, tokens_forward=self.tokens_forward,
             tokens_backward=self.tokens_backward,
         )  # fmt: skip
-        row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True)}
+        if not self.norms:  # nothing to tell of the losses
+            self.say(f"step {self.step}: no update, as no group has contrast (--filter_groups)")
+        row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True) if n}
         for i, of_age in enumerate(self.totals["ages"]):
             if of_age[0] > 0:
                 row |= {f"{k}/age{i}": v for k, v in ratio_diagnostics(of_age).items()}
