@@ -45,7 +45,7 @@ from transformers.utils import logging as transformers_logging
 import card
 from buffer import Buffer
 from config import Config, saved_config, stop
-from data import Problem, get_prompt, load_tokenizer, model_folder
+from data import TRUST, Problem, get_prompt, load_tokenizer, model_folder
 from metrics import (
     DiskError,
     git_commit,
@@ -83,10 +83,12 @@ class State:
 
 def tensors(models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
     state = {name: get_model_state_dict(model) for name, model in models.items()}
-    return state | {
-        f"{name}_optimizer": get_optimizer_state_dict(models[name], o)
-        for name, o in optimizers.items()
-    }
+    for name, o in optimizers.items():
+        new = not o.state  # --filter_groups: no update so far. torch makes the state by a step of 0
+        state[f"{name}_optimizer"] = get_optimizer_state_dict(models[name], o)
+        for values in o.state.values() if new else ():
+            values["step"].zero_()  # and it would count
+    return state
 
 
 def latest(out: Path) -> Path | None:
@@ -353,6 +355,7 @@ def asked_to_stop() -> int:
 def exported(run: Path, folder: Path | None, name: str) -> Path:
     """Export the run's last checkpoint -> the folder. name: of the base model."""
     transformers_logging.disable_progress_bar()
+    TRUST["trust_remote_code"] = saved_config(run)["trust_remote_code"]
     tokenizer, _ = load_tokenizer(name)
     init_distributed()
     policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import tyro
+from tyro.conf import UseAppendAction
 
 
 @dataclass
@@ -43,6 +45,9 @@ class Config:
     # base model: hub name, local folder, or 'tiny[:SETTING=VALUE,...]', the embedded one (paper,
     # experimental setup)
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    trust_remote_code: bool = (
+        False  # let code run that comes with the model, unseen by anybody here
+    )
     # training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper,
     # experimental setup)
     data: str = "agentica-org/DeepScaleR-Preview-Dataset"
@@ -90,6 +95,9 @@ class Config:
     replay: str = "window"  # window is ReMix's way, others by their name in siblings.REPLAYS
     # k: the sampler has the weights of k steps ago, as in asynchronous training, always [steps]
     sampler_lag: int = 0
+    # N: drop groups whose rewards are all equal, grpo, and sample others in their place, up to N
+    # more times; 0 = drop alone (DAPO) [off]
+    filter_groups: int | None = None
     # weight on tokens for the sampler's own error, with --behaviour_logp trainer, which would
     # otherwise define it away: the GPU recipes take tis
     engine_weight: Literal["off", "tis", "icepop"] = "off"
@@ -117,6 +125,9 @@ class Config:
     # Optimizer and memory
     lr: float = 1e-6  # actor learning rate, Adam (TinyZero / DeepScaleR)
     critic_lr: float = 1e-5  # critic learning rate, Adam, ppo (TinyZero)
+    warmup_steps: int = 0  # steps in which both rates rise to their value, from a share of it
+    # then constant, or down to 0 right behind the last step; linear and cosine hold --steps fast
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = 0.01  # AdamW's (verl's default, as in TinyZero / DeepScaleR)
     grad_clip: float = 1.0  # largest gradient norm (TinyZero / DeepScaleR)
     # recompute activations in the backward pass: less memory, about 1/3 more time
@@ -133,6 +144,10 @@ class Config:
     engine: Literal["auto", "vllm", "hf"] = "auto"  # sampler; auto = vllm where it is installed
     # sampling temperature in training; the trainer's logits are divided by it too
     temperature: float = 1.0
+    # a text that ends a response and belongs to it, in evaluation too; several times for several
+    stop: UseAppendAction[tuple[str, ...]] = ()
+    # a token that does, beside the model's own ends [id]; several times for several
+    stop_token_ids: UseAppendAction[tuple[int, ...]] = ()
     # log-probs of fresh data: the engine's own, or one more trainer pass (for a bfloat16 engine)
     behaviour_logp: Literal["engine", "trainer"] = "engine"
     gpu_memory: float = 0.5  # share of each GPU's memory for vLLM [0-1]
@@ -143,10 +158,12 @@ class Config:
 
     # Evaluation, saving
     # problems to evaluate on, as for --data; with --data tiny: its held-out ones
+    # Of a comma list eval/pass@1 is over all problems, and eval/SET/pass@1 over those of each set
     eval_data: str = ""
+    eval_first: bool = True  # evaluate the base model, before step 1
     eval_every: int = 10  # steps between evaluations; 0 = only before and after
     eval_n: int = 4  # responses an evaluation problem
-    eval_limit: int = 0  # use only the first so many evaluation problems; 0 = all
+    eval_limit: int = 0  # use only the first so many problems of each evaluation set; 0 = all
     # temperature in evaluation (DeepScaleR); 0 = greedy, one response a problem (paper)
     eval_temperature: float = 0.6
     eval_top_p: float = 0.95  # top-p in evaluation (DeepScaleR)
@@ -170,7 +187,7 @@ class Config:
 # evaluation looks at the policy and leaves it as it is
 CHANGEABLE = """out recipe steps save_every keep keep_best grader_workers track peak_tflops
     tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
-    eval_data eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
+    eval_data eval_first eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
     keep_responses""".split()
 
 # What differs from the defaults, which are the paper's: for both algorithms, then for one of them
@@ -253,6 +270,7 @@ def resolve(cfg: Config) -> Config:
     cfg.group_size = cfg.group_size or (8 if grpo else 1)
     cfg.entropy_coef = (0.001, 0.0)[grpo] if cfg.entropy_coef is None else cfg.entropy_coef
     cfg.eval_max_tokens = cfg.eval_max_tokens or cfg.max_tokens
+    cfg.stop, cfg.stop_token_ids = map(tuple, (cfg.stop, cfg.stop_token_ids))  # JSON has lists
     import torch  # here: a typo in a flag should not wait for it
 
     from data import get_prompt
@@ -340,12 +358,14 @@ def check_config(cfg: Config) -> None:
               "save_every grader_workers tensor_parallel keep", lambda x: x >= 1,
               "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
-              "weight_decay eval_temperature keep_responses", lambda x: x >= 0,
+              "weight_decay warmup_steps eval_temperature keep_responses", lambda x: x >= 0,
               "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
         *each("clip_eps value_clip grad_clip lr critic_lr grader_deadline", lambda x: x > 0,
               "must be above 0"),
+        (cfg.warmup_steps <= cfg.steps, "warmup_steps", f"is more than --steps {cfg.steps}; lower "
+         "it"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
          "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),
@@ -366,6 +386,10 @@ def check_config(cfg: Config) -> None:
         (cfg.replay in REPLAYS, "replay", f"is none of {', '.join(REPLAYS)}"),
         (grpo or not (loss and loss.advantage), "loss",
          "has an advantage of groups; use it with --algo grpo"),
+        (cfg.filter_groups is None or cfg.filter_groups >= 0, "filter_groups", "is a number of "
+         "rounds, 0 or more"),
+        (grpo or cfg.filter_groups is None, "filter_groups", "compares the responses of a group; "
+         "use it with --algo grpo, or leave it out"),
         (grpo or cfg.replay != "buffer_matters", "replay",
          "looks at groups of responses; use --algo grpo"),
         (not weighs or cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's "
@@ -386,6 +410,7 @@ def check_config(cfg: Config) -> None:
          "package flash-attn; use sdpa"),
         (cfg.loss in clips or not cfg.geppo_clip, "geppo_clip", f"does nothing with --loss "
          f"{cfg.loss}; leave it out"),
+        (all(cfg.stop), "stop", "holds an empty text, which is in every response; leave it out"),
         (0 < cfg.eval_top_p <= 1, "eval_top_p", "must be in (0, 1]"),
         (not cfg.keep_best or cfg.eval_data or cfg.data == "tiny", "keep_best", "nothing is "
          "evaluated, so nothing is best; give --eval_data, or leave it out"),
@@ -433,8 +458,10 @@ def check_out(cfg: Config) -> None:
             f"--out {out}: the run in it is of an older version, {old.get('git_commit')}; go on "
             "with that commit, or name a new folder"
         )
+    # With a schedule another end is another rate in every step
+    held = ["steps"] if cfg.lr_schedule != "constant" else []
     for name in new if old else ():
-        if name not in CHANGEABLE and old.get(name) != new[name]:
+        if (name in held or name not in CHANGEABLE) and old.get(name) != new[name]:
             raise ValueError(
                 f"--{name} {new[name]}: the run in --out {out} has --{name} {old.get(name)}; go on "
                 "with that value, or name a new folder"
@@ -574,7 +601,9 @@ def command(cfg: Config) -> str:
         value = getattr(cfg, f.name)
         if value != f.default and f.name != "recipe":
             no = "no_" if value is False else ""
-            flags.append(f"--{no}{f.name}" + ("" if isinstance(value, bool) else f" {value}"))
+            for one in value if isinstance(value, tuple) else [value]:
+                text = "" if isinstance(one, bool) else f" {shlex.quote(str(one))}"
+                flags.append(f"--{no}{f.name}{text}")
     return " ".join(["remix.py", *flags])
 
 

@@ -24,7 +24,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import cache, partial
@@ -54,12 +54,17 @@ SPLITS = {  # words in the name of a file or folder -> the split that it belongs
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 
+# What --trust_remote_code sets, for every from_pretrained. Not None: transformers would ask a user
+TRUST = dict(trust_remote_code=False)
+
+
 class Problem(NamedTuple):
     id: int  # row number in the source, whatever was dropped
     problem: str
     gold: str | Gold
     prompt_ids: list[int]
     row: dict | None = None  # the whole of it, for --reward
+    set: str = ""  # its evaluation set, where --eval_data names them
 
 
 class Prompt(NamedTuple):
@@ -229,11 +234,14 @@ def load_tokenizer(model: str):
             "give one, a hub name, or tiny."
         )
     try:
-        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, **TRUST)
+        tokenizer = AutoTokenizer.from_pretrained(model, **TRUST)
     except Exception as error:  # transformers raises many kinds; the user needs the sentence
         what, remedy = "no such folder, nor a hub name within reach", "give one, or tiny"
         if local:
             what, remedy = "its config or tokenizer cannot be read", "mend the folder"
+        if "trust_remote_code" in str(error):
+            what, remedy = "comes with code of its own", "read it, and add --trust_remote_code"
         raise ValueError(f"--model {model}: {what} ({_reason(error)}); {remedy}.") from error
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -247,7 +255,8 @@ def _model_eos(model: str) -> list[int]:
         eos = GenerationConfig.from_pretrained(model).eos_token_id
     except (OSError, ValueError):
         try:
-            eos = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model)).eos_token_id
+            config = AutoConfig.from_pretrained(model, **TRUST)
+            eos = GenerationConfig.from_model_config(config).eos_token_id
         except (OSError, ValueError):  # a tokenizer without a model
             eos = None
     return eos if isinstance(eos, list) else [eos]
@@ -260,14 +269,29 @@ def stop_tokens(tokenizer) -> list[int]:
     return [token for token in dict.fromkeys(ends) if token is not None]
 
 
+def check_stop(tokenizer, texts: Sequence[str], ids: Sequence[int]) -> None:
+    """ValueError for a --stop or --stop_token_ids that no response could end with."""
+    if texts and not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"--stop {texts[0]}: this model's tokenizer cannot decode token by token (it is not of "
+            "the tokenizers library); use --stop_token_ids"
+        )
+    for token in ids:
+        if not 0 <= token < len(tokenizer):
+            raise ValueError(
+                f"--stop_token_ids {token}: the tokenizer has {len(tokenizer)} tokens; name one"
+            )
+
+
 def check_model(model: str, tokenizer, tokens: int | None) -> None:
     """ValueError for a model that cannot be used here, as its configuration alone tells. tokens:
     the longest prompt and response together; None: it only samples."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, **TRUST)
     what, text = f"--model {model}: of the type {config.model_type!r}", config.get_text_config()
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    own = TRUST["trust_remote_code"] and getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own:
         raise ValueError(f"{what} transformers has no causal language model; take another")
     if config.is_encoder_decoder:
         raise ValueError(f"{what}, an encoder with a decoder; take a causal language model")
@@ -364,7 +388,8 @@ def check_ids(model: str, problems: list[Problem]) -> None:
                 "take the tokenizer that belongs to it."
             )
     most = max(max(p.prompt_ids) for p in problems)
-    if most >= (size := AutoConfig.from_pretrained(model).get_text_config().vocab_size):
+    config = AutoConfig.from_pretrained(model, **TRUST)
+    if most >= (size := config.get_text_config().vocab_size):
         raise ValueError(
             f"--model {model}: its tokenizer writes the token {most}, but its vocabulary has "
             f"{size}; take the tokenizer that belongs to it."
@@ -794,6 +819,17 @@ def load_problems(
     return problems, counts
 
 
+def named_sets(source: str) -> dict[str, str]:
+    """name -> source of each set of a comma list. The name is the last part of a path, without the
+    suffix of a file; the whole source where two sets would share it."""
+    whole = Path(source).expanduser().exists()
+    sources = [source] if whole else list(dict.fromkeys(map(str.strip, source.split(","))))
+    last = [part.rstrip("/").rpartition("/")[2] for part in sources]
+    last = [Path(name).stem if name.endswith(SUFFIXES) else name for name in last]
+    pairs = zip(sources, last, strict=True)
+    return {part if last.count(name) > 1 else name: part for part, name in pairs}
+
+
 def load_run(cfg) -> tuple:
     """-> model path, tokenizer, training problems, evaluation problems (none without eval_data),
     lines that say what was dropped. ValueError with one sentence when the model or the data cannot
@@ -803,6 +839,7 @@ def load_run(cfg) -> tuple:
             source = getattr(cfg, flag)
             next(read_source(source, split, flag=f"--{flag}") if source else iter([0]))
         get_prompt(cfg.prompt, None)
+    TRUST["trust_remote_code"] = cfg.trust_remote_code
     model_path = model_folder(cfg.model)
     tokenizer, context = load_tokenizer(model_path)
     check_weights(model_path)
@@ -815,6 +852,7 @@ def load_run(cfg) -> tuple:
             )
     longest = cfg.max_prompt_tokens + max(cfg.max_tokens, cfg.eval_max_tokens)
     check_model(model_path, tokenizer, longest)
+    check_stop(tokenizer, cfg.stop, cfg.stop_token_ids)
     options = dict(
         prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens,
         problem_field=cfg.problem_field or None, answer_field=cfg.answer_field or None,
@@ -829,10 +867,14 @@ def load_run(cfg) -> tuple:
     if eval_data:
         # Fields that are named for one's own data need not be those of a benchmark
         options |= dict(flag="--eval_data", or_usual=True)
-        eval_problems, counts = load_problems(
-            eval_data, tokenizer, split="test", limit=cfg.eval_limit or None, **options
-        )
-        lines.append(f"eval:  {describe(counts)}")
+        rows = 0  # of the sets before: an id is of all of them, and so is the seed of its samples
+        for name, source in named_sets(eval_data).items():
+            new, counts = load_problems(
+                source, tokenizer, split="test", limit=cfg.eval_limit or None, **options
+            )
+            eval_problems += [p._replace(id=rows + p.id, set=name) for p in new]
+            rows += counts["rows"]
+            lines.append(f"eval:  {name}: {describe(counts)}")
     check_ids(model_path, problems + eval_problems)
     lines += show(problems[0], cfg.prompt, cfg.format, tokenizer)
     return model_path, tokenizer, problems, eval_problems, lines
@@ -908,7 +950,10 @@ def main() -> None:
     flag("--problem_field", help="name of the field with the problem; found if not given")
     flag("--answer_field", help="name of the field with the gold answer; found if not given")
     flag("--split", default="train")
+    trust = "let code run that comes with the model"
+    flag("--trust_remote_code", action="store_true", help=trust)
     args = parser.parse_args()
+    TRUST["trust_remote_code"] = args.trust_remote_code
     try:
         if args.check:
             if args.check != "hub" and not Path(args.check).is_dir():

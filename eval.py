@@ -36,6 +36,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NoReturn
@@ -133,12 +134,17 @@ def _merge_votes(record: dict, grader) -> list[int]:
 # --- evaluation -----------------------------------------------------------------------------------
 
 
-def decode(tokenizer, tokens: list[int]) -> str:
-    """Text of a response without the token that ended it, with other special tokens: </think> may
-    be one."""
+def decode(tokenizer, tokens: list[int], stop: Sequence[str] = ()) -> str:
+    """Text of a response without the model's own end, with other special tokens: </think> may be
+    one. It ends with the --stop text, as vLLM's does with include_stop_str_in_output: what the
+    last token has behind that is cut off."""
     if tokens and tokens[-1] in data.stop_tokens(tokenizer):
         tokens = tokens[:-1]
-    return tokenizer.decode(tokens, skip_special_tokens=False)
+    text = tokenizer.decode(tokens, skip_special_tokens=False)
+    for end in stop:  # in vLLM's order
+        if end in text:
+            return text[: text.index(end) + len(end)]
+    return text
 
 
 def grade(problems: list[Problem], responses: list[list[str]], grader, format: str) -> list[dict]:
@@ -172,6 +178,7 @@ def grade(problems: list[Problem], responses: list[list[str]], grader, format: s
 def sample(
     engine, tokenizer, problems: list[Problem], grader, format: str,
     *, n: int, temperature: float, top_p: float, max_tokens: int, seed: int,
+    stop: Sequence[str] = (), stop_token_ids: Sequence[int] = (),
 ) -> list[dict]:  # fmt: skip
     """Records of `grade` with "lengths" [tokens] and "finished" of n samples a problem; greedy ones
     would all be the same, and are one.
@@ -183,8 +190,9 @@ def sample(
     prompts = [problem.prompt_ids for problem in problems]
     seeds = [(seed * 1_000_003 + p.id) * n for p in problems]  # n apart: sample j uses seed + j
     limits = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    limits |= {"stop": stop, "stop_token_ids": stop_token_ids}
     groups = engine.generate(prompts, n, seeds=seeds, **limits)
-    texts = [[decode(tokenizer, s.tokens) for s in group] for group in groups]
+    texts = [[decode(tokenizer, s.tokens, stop) for s in group] for group in groups]
     records = grade(problems, texts, grader, format)
     for record, group in zip(records, groups, strict=True):
         record["lengths"] = [len(s.tokens) for s in group]
@@ -237,6 +245,19 @@ def summarize(records: list[dict], grader) -> dict[str, float]:
     return metrics
 
 
+def by_set(records: list[dict], problems: list[Problem], grader) -> dict[str, float]:
+    """SET/...: `summarize` of each set's records, where the problems are of several sets."""
+    owner = {p.id: p.set for p in problems}
+    names = list(dict.fromkeys(owner.values()))
+    return {
+        f"{name}/{metric}": value
+        for name in (names if len(names) > 1 else ())
+        for metric, value in summarize(
+            [r for r in records if owner[r["id"]] == name], grader
+        ).items()
+    }
+
+
 def format_warning(metrics: dict[str, float], format: str) -> str:
     """A sentence where most of the right answers get nothing for their format, else ""."""
     right, passed = metrics.get("answer_rate", 0.0), metrics.get("pass@1", 0.0)
@@ -274,6 +295,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("max_tokens", f"limit [tokens]; {usual} 8192 (paper), at most half the context", type=int)
     flag("temperature", f"of the sampling, 0 = greedy; {usual} 0.6", type=float)
     flag("top_p", f"nucleus of the sampling; {usual} 0.95", type=float)
+    trust = "let code run that comes with the model"
+    flag("trust_remote_code", trust, action="store_true")
+    stop = dict(action="append", metavar="TEXT")
+    flag("stop", "a text that ends a response and belongs to it; several times for several", **stop)
+    stop = dict(action="append", metavar="ID", type=int)
+    flag("stop_token_ids", "a token that does, beside the model's own ends", **stop)
     flag("seed", "of the sampling", 0)
     prompts = " | ".join(data.PROMPTS)
     flag("prompt", f"{prompts} | FILE with {{problem}}; {usual} r1, for --data tiny plain")
@@ -364,6 +391,16 @@ def check_args(args) -> None:
         (0 <= args.temperature < math.inf, "temperature", "must be a number of at least 0"),
         (varied, "n", "with --temperature 0 all are the same; use 1"),
         (0 < args.top_p <= 1, "top_p", "must be above 0 and at most 1"),
+        (
+            all(args.stop or ()),
+            "stop",
+            "holds an empty text, which is in every response; leave it out",
+        ),
+        (
+            not samples or not (args.stop or args.stop_token_ids),
+            "samples",
+            "are cut as they are; leave --stop and --stop_token_ids out",
+        ),
         (vllm, "engine", "is not installed; install vLLM or use --engine hf"),
         (0 < args.grader_deadline < math.inf, "grader_deadline", "must be a number above 0"),
         (not samples or world == 1, "samples", "is graded by one process; leave torchrun away"),
@@ -418,6 +455,7 @@ def load(args) -> tuple:
         parallel.init_distributed()
         if rank:
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
+    data.TRUST["trust_remote_code"] = args.trust_remote_code or False
     if args.model:
         folder = model_folder(args.model)
         args.model = args.model if folder == args.model else os.path.relpath(folder)
@@ -426,6 +464,7 @@ def load(args) -> tuple:
         tokenizer, context = load_tokenizer(args.model)
         if not args.samples:
             data.check_model(args.model, tokenizer, None)
+            data.check_stop(tokenizer, args.stop or (), args.stop_token_ids or ())
     sets = load_sets(args, None if args.samples else tokenizer)
     if not args.samples:
         data.check_ids(args.model, [p for problems in sets.values() for p in problems])
@@ -469,7 +508,8 @@ def load_sets(args, tokenizer) -> dict[str, list[Problem]]:
 def resolved_config(args, sets: dict[str, list[Problem]]) -> dict:
     """What the results depend on; retrained weights or an edited data file are another config."""
     names = "model data samples n max_tokens temperature top_p seed prompt limit split data_dir"
-    config = {name: getattr(args, name) for name in f"{names} engine dtype format".split()}
+    names += " engine dtype format stop stop_token_ids"
+    config = {name: getattr(args, name) for name in names.split()}
     digest = hashlib.sha256()
     for name, problems in sets.items():
         content = [p[:4] if p.row is None else tuple(p) for p in problems]
@@ -671,6 +711,7 @@ def run_model(args, sets, tokenizer, context, grader, config: dict, records: lis
             refuse(error)
         names = ("n", "temperature", "top_p", "max_tokens", "seed")
         options = {name: getattr(args, name) for name in names}
+        options |= dict(stop=args.stop or (), stop_token_ids=args.stop_token_ids or ())
         mine, engines = rank // args.tensor_parallel, world // args.tensor_parallel
         size = args.chunk * engines
         for start in range(0, len(todo), size):

@@ -264,7 +264,6 @@ class Log:
         self.tokens_forward = self.tokens_backward = 0  # prompts included; forward: frozen passes
         self.flops, self.padded = 0.0, 0  # padded: tokens of this rank's micro-batches, with pads
         self.head_norms: dict[int, list[float]] = {}  # pass -> of each mini-batch
-        self.rates: dict[str, float] = {}  # learning rates
         self.engine_gap = 0.0  # mean |engine - trainer| log-prob of the sampler's responses, nats
         self.norms: list[dict[str, float]] = []  # of each mini-batch
         self.totals, self.mini = self.zeros("cpu"), self.zeros(self.device)
@@ -274,8 +273,9 @@ class Log:
         return {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
 
     def phase(self, name: str) -> None:
-        """Ends a phase: seconds_NAME is the time since the one before."""
-        self.seconds[name] = time.perf_counter() - self.began - sum(self.seconds.values())
+        """Ends a phase: seconds_NAME grows by the time since the one before."""
+        took = time.perf_counter() - self.began - sum(self.seconds.values())
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
 
     def forward(self, model: nn.Module, responses: list[Response]) -> None:
         """A frozen pass."""
@@ -349,7 +349,6 @@ class Log:
         """The gradients' norms, before the optimizers step; i: the pass, from 0."""
         self.stop_if_not_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
         self.norms.append(norms)
-        self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         if "policy" in self.optimizers:  # on every rank: the gradient may lie in shards
             grad = self.models["policy"].lm.get_output_embeddings().weight.grad
             # What it was cut down by, in torch's clip_grad_norm_
@@ -384,7 +383,7 @@ class Log:
             reflection_rate=counts["reflecting"] / len(new),
             truncation_rate=float(np.mean([not r.finished for r in new])),
             grader_kills=counts["kills"],
-            grad_norm=float(np.mean([norms["policy"] for norms in self.norms])),
+            grad_norm=float(np.mean([norms["policy"] for norms in self.norms] or [math.nan])),
             engine_gap=self.engine_gap, tokens_forward=self.tokens_forward,
             tokens_backward=self.tokens_backward,
         )  # fmt: skip
@@ -393,15 +392,17 @@ class Log:
                 answer_rate=counts["right"] / len(new), format_rate=counts["formatted"] / len(new),
                 grader_unparsable=counts["unparsable"],
             )  # fmt: skip
-        row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True)}
+        if not self.norms:  # nothing to tell of the losses
+            self.say(f"step {self.step}: no update, as no group has contrast (--filter_groups)")
+        row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True) if n}
         for i, of_age in enumerate(self.totals["ages"]):
             if of_age[0] > 0:
                 row |= {f"{k}/age{i}": v for k, v in ratio_diagnostics(of_age).items()}
         for i, (n, ratio) in enumerate(self.totals["quarters"].tolist(), 1):
             if n > 0:
                 row[f"ratio_mean/quarter{i}"] = ratio / n
-        for name, rate in self.rates.items():
-            row[{"policy": "lr"}.get(name, f"{name}_lr")] = rate
+        for name, optimizer in self.optimizers.items():
+            row[{"policy": "lr"}.get(name, f"{name}_lr")] = optimizer.param_groups[0]["lr"]
         for i, norms in self.head_norms.items():
             row[f"grad_norm_head/pass{i}"] = float(np.mean(norms))
         if self.cfg.algo == "grpo":

@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 import parallel
+from data import TRUST
 from parallel import Batch
 
 # ---------------------------------------------------------------------- the head, a chunk at a time
@@ -237,7 +238,7 @@ def load_model(
                 options["attn_implementation"] = "eager"
             lm = read_model(name, **options)
         else:
-            lm = AutoModelForCausalLM.from_config(**options)
+            lm = AutoModelForCausalLM.from_config(**options, **TRUST)
         if checkpointing and not frozen:
             if not lm.supports_gradient_checkpointing:
                 raise ValueError(
@@ -302,7 +303,7 @@ def model_options(name: str, attention: str = "sdpa") -> dict:
     """How transformers must build a model, for the trainer and --engine hf alike: its config
     without noise, as a log-prob with dropout is not the sampled policy's, and an attention that
     knows the family's cap on its scores (SDPA leaves it out without a word)."""
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, **TRUST)
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for key, value in vars(part).items():
             if ("drop" in key or "jitter" in key) and isinstance(value, float):
@@ -317,7 +318,8 @@ def read_model(name: str, **options) -> nn.Module:
     """The language model from a folder or hub name. ValueError in one sentence where it cannot be
     read, or where its files lack a weight: transformers would fill it at random, with a warning."""
     try:
-        lm, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        options |= TRUST | dict(output_loading_info=True)
+        lm, report = AutoModelForCausalLM.from_pretrained(name, **options)
     except Exception as error:  # transformers raises many kinds; the user needs the sentence
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"--model {name}: cannot be read ({reason}); take another") from error

@@ -214,7 +214,8 @@ def table(
         scores = [[scale * row[key] for row in of if key in row] for of in rows]
         if not all(scores):
             raise ValueError(f"{label}: a run without evaluations has no row in the table.")
-        line = [label, str(len(seeds)), spread([s[0] for s in scores], digits)]
+        base = [scale * of[0][key] for of in rows if key in of[0]]
+        line = [label, str(len(seeds)), spread(base, digits) if base else "–"]  # --no_eval_first
         if at:
             line.append(spread([scale * value_at(of, at, key) for of in rows], digits))
         end = spread([s[-1] for s in scores], digits)

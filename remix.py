@@ -69,7 +69,7 @@ import parallel
 import siblings
 from buffer import REMIX, Buffer, Group, Response, fresh_prompts
 from data import Problem, load_run
-from eval import decode, format_warning, reflection_rate, sample, summarize
+from eval import by_set, decode, format_warning, reflection_rate, sample, summarize
 from model import Critic, Policy, copy_weights, full_weights, load_model, whole_head
 from plot import plot_runs
 from reward import Grader, look_at
@@ -86,13 +86,16 @@ def prompt_order(count: int, position: int, n: int, seed: int) -> list[int]:
     return np.concatenate(shuffled)[start : start + n].tolist()
 
 
-def roll_out(engine, problems: list[Problem], step: int, cfg: Config) -> list[tuple[int, Group]]:
+def roll_out(
+    engine, problems: list[Problem], step: int, cfg: Config, before: int = 0
+) -> list[tuple[int, Group]]:
     """G responses to each problem, still without reward, as (place, group); the engines share the
-    problems, the longest prompts first."""
+    problems, the longest prompts first. before: problems that the step has sampled already."""
     order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].prompt_ids), i))
     mine, G = parallel.engine_share(order, cfg.tensor_parallel), cfg.group_size
-    seeds = [((cfg.seed * 100_000 + step) * 1_000_000 + i) * G for i in mine]
+    seeds = [((cfg.seed * 100_000 + step) * 1_000_000 + before + i) * G for i in mine]
     limits = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
+    limits |= dict(stop=cfg.stop, stop_token_ids=cfg.stop_token_ids)
     groups = engine.generate([problems[i].prompt_ids for i in mine], G, seeds=seeds, **limits)
     sampled_at = max(step - cfg.sampler_lag, 1)  # the step whose policy sampled
     return [
@@ -108,7 +111,7 @@ def give_rewards(
     """1 for a right answer in the right format, else 0; or what --reward says -> counts over all
     ranks' responses."""
     pairs = [(r, problems[i]) for i, group in groups for r in group]
-    texts = [decode(tokenizer, r.tokens) for r, _ in pairs]
+    texts = [decode(tokenizer, r.tokens, cfg.stop) for r, _ in pairs]
     counts = dict(reflecting=reflection_rate(texts) * len(texts))
     if cfg.reward:
         scores = grader.own_rewards(texts, [problem.row for _, problem in pairs])
@@ -125,10 +128,28 @@ def give_rewards(
     return {name: sum(part[name] for part in parts) for name in counts}
 
 
+def sample_more(
+    engine, problems: list[Problem], mine: list, counts: dict[str, int], grader: Grader, tokenizer,
+    cfg: Config, log: metrics.Log, chosen: list[int], before: int,
+) -> list[Group]:  # fmt: skip
+    """A further round of a step (siblings.fill_up): the rewarded groups of the chosen problems, on
+    every rank. `mine`, this rank's engine's, and `counts` grow by it."""
+    asked = [problems[i] for i in chosen]
+    log.phase("reward")
+    new = roll_out(engine, asked, log.step, cfg, before)
+    log.phase("rollout")
+    for name, n in give_rewards(new, asked, grader, tokenizer, cfg).items():
+        counts[name] += n
+    mine += new
+    return parallel.gather_in_order(new, cfg.tensor_parallel)
+
+
 def set_advantages(batch: list[Response], cfg: Config, advantage_fn: Callable | None) -> None:
     """A^{pi_k} of every token. GRPO: of the group's rewards. PPO: GAE with today's critic, of
     replayed responses too. advantage_fn: another method's, in GRPO's place."""
     if cfg.algo == "grpo":
+        if not batch:  # --filter_groups has left nothing
+            return
         rewards = torch.tensor([r.reward for r in batch])
         advantages = (advantage_fn or loss.group_advantages)(rewards, cfg.group_size)  # (B,)
         for r, advantage in zip(batch, advantages, strict=True):
@@ -156,6 +177,20 @@ def mini_batches(fresh: list, replayed: list, size: int, rng: np.random.Generato
     return [fresh[j::n] + replayed[n - 1 - j :: n] for j in range(n)]  # from both ends: even sizes
 
 
+def set_learning_rates(optimizers: dict, step: int, cfg: Config) -> None:
+    """Those of the step, a function of its number alone. transformers' formulas,
+    with the steps counted from 1 and 0 behind the last one: no rollout is for nothing. Neither
+    reincarnation nor a step without an update begins the schedule anew."""
+    share = min(1.0, step / max(1, cfg.warmup_steps))
+    if cfg.lr_schedule != "constant" and step > cfg.warmup_steps:
+        done = (step - cfg.warmup_steps) / (cfg.steps + 1 - cfg.warmup_steps)
+        share = 1 - done if cfg.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    rates = dict(policy=cfg.lr, critic=cfg.critic_lr)
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = share * rates[name]
+
+
 def due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every) and step % every == 0
 
@@ -164,19 +199,20 @@ def evaluate(
     engine, policy: Policy, problems: list[Problem], grader, tokenizer, cfg: Config,
     log: metrics.Log | None = None,
 ) -> dict:  # fmt: skip
-    """eval/...: metrics of the current policy on the held-out problems, the engines sharing them.
-    log: keeps some of the responses."""
+    """eval/...: metrics of the current policy on all held-out problems, the engines sharing them;
+    eval/SET/... of those of each set. log: keeps some of the responses."""
     if not problems:
         return {}
     engine.sync(full_weights(policy, cfg.dtype))
     probe(engine, policy, problems, cfg)
     options = dict(n=cfg.eval_n, temperature=cfg.eval_temperature, top_p=cfg.eval_top_p, seed=0)
     mine = parallel.engine_share(problems, cfg.tensor_parallel)
-    options["max_tokens"] = cfg.eval_max_tokens
+    options |= dict(max_tokens=cfg.eval_max_tokens, stop=cfg.stop)
+    options["stop_token_ids"] = cfg.stop_token_ids
     records = sample(engine, tokenizer, mine, grader, cfg.format, **options)
     engine.sleep()
     records = sorted(parallel.gather(records, cfg.tensor_parallel), key=lambda record: record["id"])
-    scores = summarize(records, grader)
+    scores = summarize(records, grader) | by_set(records, problems, grader)
     if log:
         log.keep_evaluation(records, problems)
     if dist.get_rank() == 0 and (warning := format_warning(scores, cfg.format)):
@@ -269,7 +305,8 @@ def train(
 
     prove_sync(engine, policy, problems, cfg)  # that every weight reaches the sampler
     if state.step == 0:
-        scores = evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)
+        asked = eval_problems if cfg.eval_first else []
+        scores = evaluate(engine, policy, asked, grader, tokenizer, cfg, log)
         log.write(state.counts() | scores)
         checkpoint.keep_best(cfg, policy, tokenizer, state.step)
     else:
@@ -283,6 +320,7 @@ def train(
         if step > T:
             p, m, replay = 0, 1, REMIX  # plain PPO / GRPO
         lam = loss.kl_convex_weight(cfg.kl_convex, step)  # lambda(t)
+        set_learning_rates(optimizers, step, cfg)
 
         # ---------------------------------------------------------- policy reincarnation, once
         if step == T + 1:
@@ -297,12 +335,15 @@ def train(
         chosen = replay.choose(buffer, n_fresh, upcoming)  # ReMix: the next ones
         asked = [problems[i] for i in chosen]
         mine = roll_out(engine, asked, step, cfg)  # (place, group), of this rank's engine
-        state.rollouts += len(chosen) * cfg.group_size
         log.phase("rollout")
 
         # ---------------------------------------------------------- reward: right answer and format
         counts = give_rewards(mine, asked, grader, tokenizer, cfg)
         sampled = parallel.gather_in_order(mine, cfg.tensor_parallel)  # groups, on every rank
+        if N := cfg.filter_groups:  # DAPO's dynamic sampling: up to N more rounds
+            more = partial(sample_more, engine, problems, mine, counts, grader, tokenizer, cfg, log)
+            siblings.fill_up(sampled, chosen, n_fresh, N, upcoming, more)
+        state.rollouts += len(chosen) * cfg.group_size
         new = [r for group in sampled for r in group]
         engine.sleep()
         log.phase("reward")
@@ -312,7 +353,7 @@ def train(
         log.engine_gap = check_engine([r for _, group in mine for r in group], sampler, cfg)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
-        fresh = replay.keep(buffer, sampled, chosen)  # ReMix: all
+        fresh = siblings.filtered(replay.keep(buffer, sampled, chosen), cfg.filter_groups)  # all
         drawn = buffer.draw(P - n_fresh, rng(2, step), fresh, score)  # p P, of the last N steps
         replayed = parallel.gather_in_order(drawn)
         batch = [r for group in fresh + replayed for r in group]
@@ -384,7 +425,7 @@ def train(
         if p > 0:
             buffer.push(fresh, step)
         state.done(step, len(log.norms), log.elapsed())
-        share = len(replayed) / (len(fresh) + len(replayed))
+        share = len(replayed) / max(1, len(fresh) + len(replayed))
         row = state.counts() | log.row(new, counts, share, lam, eps)
         if due(step, cfg.eval_every, cfg.steps):
             row |= evaluate(engine, policy, eval_problems, grader, tokenizer, cfg, log)

@@ -18,17 +18,18 @@ Two engines, one interface (`make_engine`), both with the log-prob of every samp
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import parallel
 from buffer import Response
 from config import Config
-from data import Problem, stop_tokens
+from data import TRUST, Problem, stop_tokens
 from metrics import lap
 from model import checkpoint_format, full_weights, model_options, read_model
 
@@ -36,7 +37,7 @@ PROBES = 16  # responses that are compared at a time, of all engines together, a
 
 
 class Sample(NamedTuple):
-    tokens: list[int]  # response token ids; the last one is eos when finished
+    tokens: list[int]  # response token ids; when finished the last one is eos, or completes a stop
     logp: list[float]  # log-prob of each token under the sampled policy, nats
     finished: bool  # False: cut at max_tokens
 
@@ -90,7 +91,8 @@ class VLLMEngine:
 
         self.SamplingParams = SamplingParams
         with torch.device("meta"):  # its layers without weights, for their names
-            self.lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+            config = AutoConfig.from_pretrained(model, **TRUST)
+            self.lm = AutoModelForCausalLM.from_config(config, **TRUST)
         self.gpu = torch.cuda.is_available()
         if self.gpu:
             args = dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
@@ -105,7 +107,7 @@ class VLLMEngine:
             dtype=dtype, max_model_len=max_model_len, seed=0, tensor_parallel_size=tensor_parallel,
             distributed_executor_backend="external_launcher", logprobs_mode="processed_logprobs",
             generation_config="vllm", enable_prefix_caching=True, use_tqdm_on_load=False,
-            disable_log_stats=True,
+            disable_log_stats=True, **TRUST,
         )  # fmt: skip
         with undisturbed(type(self.lm.get_decoder())) as give_back:
             try:
@@ -176,16 +178,21 @@ class VLLMEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
     ) -> list[list[Sample]]:
         """n samples of each prompt (token ids). seeds: one a prompt, at least n apart: sample j
-        uses seed + j."""
+        uses seed + j. stop, stop_token_ids: texts and tokens that end a response, beside the
+        model's own ends; the token that completes a text is kept whole."""
         if not prompts:
             return []
         self.wake("weights", "kv_cache")
         params = [
             self.SamplingParams(
                 n=n, seed=seed, temperature=temperature, top_p=top_p, top_k=0,
-                max_tokens=max_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
+                max_tokens=max_tokens, logprobs=0, flat_logprobs=True, detokenize=bool(stop),
+                stop=list(stop), stop_token_ids=list(stop_token_ids),
+                include_stop_str_in_output=True, skip_special_tokens=False,
             )
             for seed in seeds
         ]  # fmt: skip
@@ -276,7 +283,8 @@ class HFEngine:
         self.lm = read_model(model, **options).eval().to(device)
         # Bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
         self.tokens = tokens
-        self.eos = stop_tokens(AutoTokenizer.from_pretrained(model))
+        self.tokenizer = AutoTokenizer.from_pretrained(model, **TRUST)
+        self.eos = stop_tokens(self.tokenizer)
         self.pad = self.eos[0] if self.eos else 0
         self.check(model, dtype)
 
@@ -326,6 +334,8 @@ class HFEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
     ) -> list[list[Sample]]:
         rows = [(i, seed + j) for i, seed in enumerate(seeds) for j in range(n)]
         samples: list[list[Sample]] = [[] for _ in prompts]
@@ -337,6 +347,8 @@ class HFEngine:
                 temperature,
                 top_p,
                 max_tokens,
+                stop,
+                stop_token_ids,
             )
             for (i, _), sample in zip(chunk, drawn, strict=True):
                 samples[i].append(sample)
@@ -349,6 +361,8 @@ class HFEngine:
         temperature: float,
         top_p: float,
         max_tokens: int,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
     ) -> list[Sample]:
         """One sample a prompt. Rows that are done leave the batch when a quarter of it is:
         transformers' own generate keeps them to the end, which costs half as much again on uneven
@@ -362,7 +376,9 @@ class HFEngine:
             torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
             for s in seeds
         ]
-        uniform, eos = torch.stack(draws).to(device), torch.tensor(self.eos, device=device)
+        uniform = torch.stack(draws).to(device)
+        eos = torch.tensor([*self.eos, *stop_token_ids], device=device)
+        completes = [completer(self.tokenizer, prompt, stop) for prompt in prompts if stop]
         tokens = torch.full((len(prompts), max_tokens), self.pad, device=device)
         logps = torch.zeros(len(prompts), max_tokens, device=device)
         length = torch.full((len(prompts),), max_tokens, device=device)
@@ -384,7 +400,11 @@ class HFEngine:
             token = torch.searchsorted(summed, uniform[alive, t, None] * summed[:, -1:], right=True)
             token = token.clamp(max=logp.shape[1] - 1)  # rounding could pass the end
             tokens[alive, t], logps[alive, t] = token[:, 0], logp.gather(-1, token)[:, 0]
-            ends = torch.isin(token[:, 0], eos) & ~finished[alive]
+            ends = torch.isin(token[:, 0], eos)
+            if stop:
+                new = zip(alive.tolist(), token[:, 0].tolist(), strict=True)
+                ends |= torch.tensor([completes[i](one) for i, one in new], device=device)
+            ends &= ~finished[alive]
             length[alive[ends]] = t + 1
             finished[alive[ends]] = True
             going = ~finished[alive]
@@ -403,6 +423,24 @@ class HFEngine:
 
     def close(self) -> None:
         del self.lm
+
+
+def completer(tokenizer, prompt: list[int], stop: Sequence[str]) -> Callable[[int], bool]:
+    """-> of each next token of a response, whether it completes one of the texts. Decoded as vLLM
+    does it: behind the prompt, and half a character waits for the other half."""
+    stream, text = DecodeStream(ids=prompt, skip_special_tokens=False), ""
+
+    def completes(token: int) -> bool:
+        nonlocal stream, text
+        try:
+            new = stream.step(tokenizer.backend_tokenizer, token)
+        except Exception:  # bytes that are no text confuse it: anew from here, as vLLM does
+            stream = DecodeStream(skip_special_tokens=False)
+            new = stream.step(tokenizer.backend_tokenizer, token)
+        text += new or ""
+        return any(end in text for end in stop)
+
+    return completes
 
 
 def even(items: list, most: int) -> list[list]:

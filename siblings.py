@@ -2,6 +2,7 @@
 
     --loss NAME          a function below, and its entry in LOSSES
     --replay NAME        functions below, and their record in REPLAYS (the four of buffer.Replay)
+    --filter_groups N    groups without contrast, and others in their place: filtered, fill_up
     --sampler_lag K      a sampler that has the weights of K steps ago: Lag
     --engine_weight      weights for the engine's own error: rescore
 
@@ -12,11 +13,10 @@ fresh data). It returns nats per token (B, T), not masked, as in loss.py, or per
 where a row with an all-0 mask is 0. Only logp carries a gradient; advantages are constants.
 
 [open] = the source does not say, or says two things; our choice is in the docstring of the method.
-Not here, because they are not losses of given log-probs: DAPO's dynamic sampling and overlong
-penalty (sampling and reward), OAPL's engine that is synchronised every L steps (here data is old by
-the buffer and by --sampler_lag), Kimi's length reward. Left out for simplicity: AReaL's optional
-cap on pi_k / pi_b, the dual clip in BAPO's released code, GSPO-token (the same gradient as GSPO
-while a response has one advantage).
+Not here, because they are not losses of given log-probs: DAPO's overlong penalty (a reward), OAPL's
+engine that is synchronised every L steps (here data is old by the buffer and by --sampler_lag),
+Kimi's length reward. Left out for simplicity: AReaL's optional cap on pi_k / pi_b, the dual clip in
+BAPO's released code, GSPO-token (the same gradient as GSPO while a response has one advantage).
 """
 
 import math
@@ -350,6 +350,8 @@ LOSSES: dict[str, Loss] = dict(
 
 def geppo_width(clip_eps: float, batch: list[Response], step: int) -> float:
     """--geppo_clip: eps, shrunk by the ages of the batch (loss.geppo_clip_eps)."""
+    if not batch:  # --filter_groups has left nothing
+        return clip_eps
     ages = np.bincount([step - r.step for r in batch]) / len(batch)
     return geppo_clip_eps(clip_eps, ages.tolist())
 
@@ -419,6 +421,37 @@ REPLAYS: dict[str, Replay] = dict(
     buffer_matters=Replay(choose=failed_again, keep=with_contrast, draw=draw_buffer_matters),
     on_policyness=Replay(draw=draw_on_policyness),
 )
+
+# ------------------------------------------------------------------------------------------ groups
+
+
+def filtered(groups: list[Group], rounds: int | None) -> list[Group]:
+    """--filter_groups: those whose rewards are not all equal; None: all. The others have advantages
+    of 0, and their tokens would only make the mean over the tokens smaller."""
+    return [g for g in groups if rounds is None or len({r.reward for r in g}) > 1]
+
+
+def fill_up(
+    groups: list[Group], chosen: list[int], wanted: int, rounds: int, upcoming: Callable,
+    sample: Callable,
+) -> None:  # fmt: skip
+    """--filter_groups N: DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476). While fewer
+    than `wanted` groups have contrast, `groups` and `chosen`, their problem numbers, grow by the
+    next problems. sample: (problem numbers, how many came before) -> groups.
+
+    [open] A round asks for as many problems as are missing, so none is thrown away that has
+    contrast; DAPO's code asks for a whole batch and drops what is too much. After N rounds the step
+    trains on what there is, and without any group, replayed ones included, makes no update; the run
+    goes on, as the next problems are others. The buffer gets groups with contrast alone, and replay
+    does not make up for missing ones. KL and entropy act on the tokens that are left. TOPR and
+    AsymRE learn from groups without contrast, too: filtered they are other methods."""
+    for _ in range(rounds):
+        missing = wanted - len(filtered(groups, rounds))
+        if missing > 0:
+            more = upcoming(missing)
+            groups += sample(more, len(chosen))
+            chosen += more
+
 
 # ---------------------------------------------------------------------------------------- samplers
 

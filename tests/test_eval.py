@@ -59,7 +59,7 @@ class Oracle:
     def __init__(self, right: float = 0.5):
         self.right, self.calls, self.closed = right, [], False
 
-    def generate(self, prompts, n=1, *, seeds, temperature=1.0, top_p=1.0, max_tokens):
+    def generate(self, prompts, n=1, *, seeds, temperature=1.0, top_p=1.0, max_tokens, **stops):
         self.calls.append((len(prompts), n, list(seeds), temperature, top_p, max_tokens))
         groups = []
         for prompt, seed in zip(prompts, seeds, strict=True):

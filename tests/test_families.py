@@ -168,7 +168,7 @@ REFUSALS = {
     "an unknown type": (change("config.json", model_type="nosuch"), "cannot be read .*nosuch"),
     "code of its own": (
         change("config.json", model_type="own", auto_map=dict(AutoConfig="own.Config")),
-        "its config or tokenizer cannot be read",
+        "comes with code of its own .* read it, and add --trust_remote_code",
     ),
     "no end": (
         lambda folder: (
