@@ -45,9 +45,8 @@ class Config:
     # base model: hub name, local folder, or 'tiny[:SETTING=VALUE,...]', the embedded one (paper,
     # experimental setup)
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
-    trust_remote_code: bool = (
-        False  # let code run that comes with the model, unseen by anybody here
-    )
+    # let code run that comes with the model, unseen by anybody here
+    trust_remote_code: bool = False
     # training problems: hub name, .json/.jsonl/.parquet file or folder, or 'tiny' (paper,
     # experimental setup)
     data: str = "agentica-org/DeepScaleR-Preview-Dataset"

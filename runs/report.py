@@ -5,6 +5,7 @@
         <!-- log FILE N -->         the N-th table that a benchmark printed, of benchmarks/results/
         <!-- code FILE NAME -->     a function as it stands in the source, without its docstring
         <!-- lines FILE TITLE -->   the lines below a comment `# ---- TITLE`
+        <!-- cell FILE TITLE -->    a cell `# %% TITLE` as it stands
     python runs/report.py --check   changes nothing; exit 1 if a page is not what the data gives
 
 A cell is the mean over the seeds and [lowest, highest]; pass@1 in percent, 200 held-out problems.
@@ -21,11 +22,12 @@ from statistics import fmean, median
 
 RUNS = Path(__file__).resolve().parent
 ROOT = RUNS.parent
-sys.path[:0] = [str(ROOT), str(RUNS)]
+sys.path[:0] = [str(ROOT), str(RUNS), str(ROOT / "benchmarks")]
 
 import best_lr  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
+from exercises import EXERCISES  # noqa: E402
 
 import loss  # noqa: E402
 from plot import COLOURS, Run, cost_to, draw_runs, markdown, read_experiment, spread  # noqa: E402
@@ -228,6 +230,17 @@ def table_clip() -> str:
         cells = [spread(accuracies(name, rollouts)) for rollouts in (EARLY, LATE)]
         lines.append([title, *cells, f"{100 * beyond:.2f} %"])
     return markdown(["clip", *ACCURACY, "replayed tokens beyond Mix-PPG's band"], lines)
+
+
+def table_exercises() -> str:
+    """minimal.py with a line changed: pass@1 after 5, 10, 15, 20 and 24 steps."""
+    lines = []
+    runs = [json.loads(line) for line in (RESULTS / "exercises.jsonl").read_text().splitlines()]
+    for name, (what, *_) in EXERCISES.items():
+        logs = ["\n".join(run["log"]) for run in runs if run["name"] == name]
+        curves = [[float(x) for x in re.findall(r"([\d.]+)%(?! before)", log)] for log in logs]
+        lines.append([f"`{name}`", what, *map(spread, map(list, zip(*curves, strict=True)))])
+    return markdown(["name", "the change", *(f"step {n}" for n in (5, 10, 15, 20, 24))], lines)
 
 
 def table_siblings() -> str:
@@ -440,16 +453,25 @@ def lines(file: str, title: str) -> str:
     return "```python\n" + textwrap.dedent(found[2]) + f"\n```\n[`{file}`](../{file})"
 
 
+def cell(file: str, title: str) -> str:
+    found = re.search(
+        rf"^# %% {re.escape(title)}.*?(?=\n+# %%|\n*\Z)", (ROOT / file).read_text(), re.DOTALL | re.M
+    )
+    if not found:
+        raise SystemExit(f"runs/report.py: a page shows '{title}', which is not in {file} any more")
+    return f"```python\n{found[0]}\n```"
+
+
 def page(old: str, of_root: bool) -> str:
     """The page with what is between its marks made anew."""
 
     def fill(mark: re.Match) -> str:
-        make = dict(table=table, code=code, lines=lines, log=log)[mark[2]]
+        make = dict(table=table, code=code, lines=lines, cell=cell, log=log)[mark[2]]
         content = make(*mark[3].split(maxsplit=1))
         content = content.replace("](../", "](") if of_root else content
         return f"{mark[1]}\n{content}\n\n{mark[4]}"
 
-    marks = r"(<!-- (table|code|lines|log) (.+?) -->\n).*?(<!-- /\2 -->)"
+    marks = r"(<!-- (table|code|lines|cell|log) (.+?) -->\n).*?(<!-- /\2 -->)"
     return re.sub(marks, fill, old, flags=re.DOTALL)
 
 

@@ -74,7 +74,7 @@ def test_data_that_no_page_shows_is_caught(copy):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_mark_is_made_anew(path):
     """Whatever stands between two marks: nothing of it is left."""
-    marks = r"(<!-- (table|code|lines|log) .+? -->\n).*?(<!-- /\2 -->)"
+    marks = r"(<!-- (table|code|lines|cell|log) .+? -->\n).*?(<!-- /\2 -->)"
     old = path.read_text()
     emptied = re.sub(marks, r"\1old\3", old, flags=re.DOTALL)
     assert report.page(emptied, of_root=path.parent == ROOT) == old
