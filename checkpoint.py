@@ -46,10 +46,10 @@ import card
 from buffer import Buffer
 from config import Config, saved_config, stop
 from data import TRUST, Problem, get_prompt, load_tokenizer, model_folder
+from machine import lap
 from metrics import (
     DiskError,
     git_commit,
-    lap,
     read_metrics,
     reason,
     rewind_metrics,

@@ -48,6 +48,17 @@ def mix_ppg(
     return -torch.minimum(ratio * advantages, clipped * advantages)  # Eq. 3
 
 
+@torch.no_grad()
+def clip_took(
+    logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, eps: float
+) -> Tensor:
+    """Whether the min of `mix_ppg` takes the clipped branch, so that a token has no gradient: beyond
+    the band c +- eps, on A's side of it. Any shape -> bool."""
+    ratio, centre = torch.exp((logp - logp_b).double()), torch.exp((logp_k - logp_b).double())
+    below = (ratio < centre - eps) & (advantages < 0)
+    return torch.where(advantages > 0, ratio > centre + eps, below)
+
+
 def geppo_clip_eps(clip_eps: float, age_shares: list[float]) -> float:
     """GePPO's clip width eps / sum_i nu_i (i + 1): nu_i is the share of the batch of age i (Queeney
     et al. 2021). A step on old data moves pi_theta from pi_{k-i} by up to i + 1 widths, so the

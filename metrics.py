@@ -4,14 +4,10 @@ Sums over tokens are kept as sums until the step ends, so that they add up over 
 and mini-batches; `row` makes the means. docs/metrics.md has every name with its unit and meaning.
 """
 
-import functools
 import json
 import math
 import os
-import re
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,24 +26,14 @@ import trackers
 from buffer import Group, Response
 from config import Config
 from data import Problem
-from eval import decode
+from kept import evaluated_response, extremes, trained_response
+from loss import clip_took
+from machine import flops, lap, peak_memory, peak_tflops
 from parallel import Batch, gather, whole
-from reward import extract_answer
 
 # ------------------------------------------------------------------------------ ratios, by data age
 
 RATIO_SUMS = "tokens ratio ratio_sq log_ratio_sq clipped moved".split()
-
-
-@torch.no_grad()
-def clip_took(
-    logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, eps: float
-) -> Tensor:
-    """Whether Mix-PPG's min takes the clipped branch, so that the token has no gradient: beyond the
-    band c +- eps, on A's side of it. Log-probs in nats, any shape -> bool."""
-    ratio, centre = torch.exp((logp - logp_b).double()), torch.exp((logp_k - logp_b).double())
-    below = (ratio < centre - eps) & (advantages < 0)
-    return torch.where(advantages > 0, ratio > centre + eps, below)
 
 
 @torch.no_grad()
@@ -88,139 +74,15 @@ def ratio_by_quarter(logp: Tensor, logp_b: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([at.sum((1, 2)), (at * ratio).sum((1, 2))], -1)
 
 
-# ---------------------------------------------------------------------------- what the machine does
+# ------------------------------------------------------------------------------------- a step's row
 
-# Dense bfloat16 with float32 sums, as the makers' data sheets have it [TFLOP/s]
-PEAKS = {
-    "GB200": 2500, "B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989,
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A40": 150, "A10": 125,
-    "A10G": 70, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
-}  # fmt: skip
-
-
-def peak_tflops(card: str) -> float | None:
-    """Of a card by its name; None where that is not known, and of a part of one (MIG)."""
-    part = re.search(r"MIG|Laptop|Max-Q|\bD\b", card)
-    known = [peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", card)]
-    return known[0] if known and not part else None
-
-
-def flops(model: nn.Module, responses: list[Response]) -> float:
-    """Of a forward pass of a Policy or Critic over the responses, without padding: 2 N a token, and
-    4 L H T for attention (L layers, H width of all heads, T tokens of the sequence). Training takes
-    three times that: PaLM's 6 N + 12 L H T (Chowdhery et al. 2022, appendix B), which counts the
-    attention to later tokens too, and nothing that is recomputed."""
-    body, head, attention = sizes(model)
-    lengths = [len(r.prompt) + len(r.tokens) for r in responses]
-    answers = sum(len(r.tokens) for r in responses)
-    squares = sum(n * n for n in lengths)
-    return 2 * (body * sum(lengths) + head * answers) + 4 * attention * squares
-
-
-@functools.cache
-def sizes(model: nn.Module) -> tuple[float, int, int]:
-    """N of all tokens, N of response tokens alone (the output layer), and L H. N: the weights that
-    a token meets, so no embedding, and of experts as many as the router takes."""
-    if lm := getattr(model, "lm", None):
-        trunk, head = lm.get_decoder(), lm.get_output_embeddings()
-    else:
-        trunk, head = model.trunk, model.head
-    text = trunk.config.get_text_config()
-    taken = getattr(text, "num_experts_per_tok", None)
-    body = -trunk.get_input_embeddings().weight.numel()
-    for name, p in trunk.named_parameters():
-        body += p.numel() * (taken / len(p) if taken and "expert" in name and p.ndim == 3 else 1)
-    heads = getattr(text, "num_attention_heads", None) or 0  # a family may have no attention
-    width = heads and heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return body, head.weight.numel(), text.num_hidden_layers * width
-
-
-def peak_memory() -> tuple[str, float]:
-    """Name and GiB: what PyTorch held on the GPU at most in this step (vLLM's own is not in it);
-    without a GPU the most that this process has ever held."""
-    if torch.cuda.is_available():
-        return "machine/gpu_memory", torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there, KiB on Linux
-    return "machine/process_memory", peak / 2 ** (30 if sys.platform == "darwin" else 20)
-
-
-clock = [time.perf_counter()]  # when the last part of the start ended
-
-
-def lap(what: str, model: nn.Module | None = None) -> None:
-    """A line on how long a part of the start has taken: since the one before, or since the import.
-    None for what nobody notices."""
-    now, before = time.perf_counter(), clock.pop()
-    clock.append(now)
-    size = f" of {sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M weights" if model else ""
-    if dist.get_rank() == 0 and (model or now - before >= 0.2):
-        print(f"start: {what}{size}, {now - before:.1f} s")
+TERMS = "policy_loss kl entropy value_loss tokens".split()
 
 
 def equal_groups(rewards: list[float], group_size: int) -> float:
     """Share of the groups whose rewards are all the same: GRPO learns nothing from them."""
     groups = np.reshape(rewards, (-1, group_size))
     return float(np.mean(groups.min(1) == groups.max(1)))
-
-
-# ----------------------------------------------------------------------------------- kept responses
-
-
-def extremes(responses: list[Response], count: int) -> list[Response]:
-    """Half of them the best by reward and then mean advantage, half the worst; the best first."""
-    ordered = sorted(responses, key=lambda r: (-r.reward, -r.advantages.mean().item()))
-    return [r for i, r in enumerate(ordered) if 2 * i < count or 2 * (len(ordered) - i) <= count]
-
-
-def token_texts(tokenizer, tokens: list[int]) -> list[str]:
-    """What each token adds to the text. A character whose bytes several tokens share is the last
-    one's."""
-    texts, start, done = [], 0, 0
-    for end in range(1, len(tokens) + 1):  # decoded with the one before: it may begin with a space
-        before, text = (tokenizer.decode(tokens[start:to]) for to in (done, end))
-        whole = end == len(tokens) or not text.endswith("\N{REPLACEMENT CHARACTER}")
-        texts.append(text[len(before) :] if whole else "")
-        start, done = (done, end) if whole else (start, done)
-    return texts
-
-
-def trained_response(
-    r: Response, logp: list[float], age: int, eps: float, tokenizer, format: str
-) -> dict:
-    """A line of responses.jsonl. r: as it was in its step; logp: under pi_theta, when it was last
-    trained on. advantage: one number where all tokens have the same. clipped: the places of the
-    tokens whose gradient the clip took."""
-    text, took = decode(tokenizer, r.tokens), torch.tensor(logp)
-    took = clip_took(took, r.logp_k, r.logp_b, r.advantages, eps)
-    columns = dict(logp=logp, logp_k=r.logp_k, logp_b=r.logp_b, advantage=r.advantages)
-    columns = {name: [round(float(v), 6) for v in of] for name, of in columns.items()}
-    if len(set(columns["advantage"])) == 1:
-        columns["advantage"] = columns["advantage"][0]
-    return dict(
-        kind="replayed" if r.replayed else "fresh", age=age, reward=r.reward,
-        format=extract_answer(text, format) is not None if format else None,
-        finished=r.finished, clip_eps=eps,
-        prompt=tokenizer.decode(r.prompt), text=text, tokens=token_texts(tokenizer, r.tokens),
-        clipped=took.nonzero()[:, 0].tolist(), **columns,
-    )  # fmt: skip
-
-
-def evaluated_response(record: dict, problem: Problem) -> dict:
-    """A line of responses.jsonl: the first response to an evaluation problem, see eval.grade."""
-    names = "responses rewards lengths finished".split()
-    text, reward, length, finished = (record[name][0] for name in names)
-    said = dict(kind="evaluation", problem=problem.problem, text=text, reward=reward)
-    said |= dict(length=length, finished=finished)
-    if "answers" in record:  # not of --reward, which may know of none
-        gold = problem.gold if isinstance(problem.gold, str) else ", ".join(problem.gold.answers)
-        (answer, *_) = record["answers"]
-        said |= dict(gold=gold, answer=answer, format=answer is not None)
-    return said
-
-
-# ------------------------------------------------------------------------------------- a step's row
-
-TERMS = "policy_loss kl entropy value_loss tokens".split()
 
 
 class Log:
@@ -424,7 +286,7 @@ class Log:
         if self.peak:
             seconds = (s["frozen"] + s["update"]) * len(ranks)
             row["machine/mfu"] = self.flops / (seconds * self.peak * 1e12)
-        if self.cfg.attention == "sdpa":  # flash attention computes no pads
+        if self.cfg.attention == "sdpa" and self.norms:  # flash attention computes no pads
             row["padding"] = 1 - self.tokens_backward / sum(padded for padded, _ in ranks)
         return row
 

