@@ -52,8 +52,8 @@ def mix_ppg(
 def clip_took(
     logp: Tensor, logp_k: Tensor, logp_b: Tensor, advantages: Tensor, eps: float
 ) -> Tensor:
-    """Whether the min of `mix_ppg` takes the clipped branch, so that a token has no gradient: beyond
-    the band c +- eps, on A's side of it. Any shape -> bool."""
+    """Whether the min of `mix_ppg` takes the clipped branch, so that a token has no gradient: it is
+    beyond the band c +- eps, on A's side of it. Any shape -> bool."""
     ratio, centre = torch.exp((logp - logp_b).double()), torch.exp((logp_k - logp_b).double())
     below = (ratio < centre - eps) & (advantages < 0)
     return torch.where(advantages > 0, ratio > centre + eps, below)

@@ -286,8 +286,9 @@ class Log:
         if self.peak:
             seconds = (s["frozen"] + s["update"]) * len(ranks)
             row["machine/mfu"] = self.flops / (seconds * self.peak * 1e12)
-        if self.cfg.attention == "sdpa" and self.norms:  # flash attention computes no pads
-            row["padding"] = 1 - self.tokens_backward / sum(padded for padded, _ in ranks)
+        padded = sum(padded for padded, _ in ranks)
+        if self.cfg.attention == "sdpa" and padded:  # flash attention computes no pads
+            row["padding"] = 1 - self.tokens_backward / padded
         return row
 
     def write(self, row: dict) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/exercises.py m4 --seed 1     runs one; what it prints becomes a line of
                                                    benchmarks/results/exercises.jsonl
 
-Each takes some three minutes on one core. Do them by hand first: the change is one line.
+Each takes two to three minutes on one core. Do them by hand first: the change is one line.
 """
 
 import argparse

@@ -447,19 +447,15 @@ def code(file: str, name: str) -> str:
 def lines(file: str, title: str) -> str:
     """Up to the next empty line."""
     below = rf"^( *)# -+ {re.escape(title)}[^\n]*\n(.*?)\n\n"
-    to_the_next = rf"^# %% {re.escape(title)}.*?(?=\n+# %%|\n*\Z)"
-    found = re.search(to_the_next, (ROOT / file).read_text(), re.DOTALL | re.MULTILINE)
+    found = re.search(below, (ROOT / file).read_text(), re.DOTALL | re.MULTILINE)
     if not found:
         raise SystemExit(f"runs/report.py: a page shows '{title}', which is not in {file} any more")
     return "```python\n" + textwrap.dedent(found[2]) + f"\n```\n[`{file}`](../{file})"
 
 
 def cell(file: str, title: str) -> str:
-    found = re.search(
-        rf"^# %% {re.escape(title)}.*?(?=\n+# %%|\n*\Z)",
-        (ROOT / file).read_text(),
-        re.DOTALL | re.M,
-    )
+    to_the_next = rf"^# %% {re.escape(title)}.*?(?=\n+# %%|\n*\Z)"
+    found = re.search(to_the_next, (ROOT / file).read_text(), re.DOTALL | re.MULTILINE)
     if not found:
         raise SystemExit(f"runs/report.py: a page shows '{title}', which is not in {file} any more")
     return f"```python\n{found[0]}\n```"

@@ -19,6 +19,7 @@ import remix
 from buffer import Response
 from config import Config
 from data import load_problems
+from eval import summarize
 from model import Critic, Policy, load_model
 from parallel import Batch
 
@@ -235,7 +236,8 @@ def pattern(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def names(base, group, tokenizer, tmp_path_factory) -> set[str]:
-    """The names in the lines of a run of PPO and one of GRPO, with replay and evaluation."""
+    """The names in the lines of a run of PPO and one of GRPO, with replay and evaluation, and in an
+    evaluation with --reward."""
     found = set()
     for algo in ("ppo", "grpo"):
         out = tmp_path_factory.mktemp(algo)
@@ -248,7 +250,8 @@ def names(base, group, tokenizer, tmp_path_factory) -> set[str]:
         remix.train(cfg, "cpu", base, tokenizer, problems[:20], problems[:3])
         for line in (out / "metrics.jsonl").read_text().splitlines():
             found |= json.loads(line).keys()
-    return found
+    own = [dict(rewards=[0.1, 0.5], responses=["", ""])] * 2  # of --reward
+    return found | {f"eval/{name}" for name in summarize(own, None)}
 
 
 def test_every_name_is_documented(names):
