@@ -12,6 +12,7 @@ by (seed, step, what for), so the step number is the random state.
 
 It is also what a signal ends a run with (`finish_on_signals`)."""
 
+import functools
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+import lora
 from buffer import Buffer
 from config import Config
 from data import Problem, model_folder
@@ -202,25 +204,35 @@ def load(path: Path, models: dict, optimizers: dict) -> dict:
 
 
 def export(policy: Policy, tokenizer, folder: Path) -> None:
-    """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then
-    renamed."""
+    """The policy as a normal Hugging Face folder (with LoRA its merged weights)."""
     rank = dist.get_rank()
     # all ranks gather
     weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
     for name in policy.lm.all_tied_weights_keys:
         weights.pop(name, None)
+
+    def write(partial: Path) -> None:
+        lm = policy.lm
+        settings, lm.generation_config = lm.generation_config, GenerationConfig()
+        lm.save_pretrained(partial, state_dict=weights)
+        lm.config.dtype = "float32"  # as the weights are, which LoRA's backbone may not be
+        lm.config.save_pretrained(partial)
+        # By hand: it refuses settings that contradict each other, and published models have them
+        settings.to_json_file(partial / "generation_config.json")
+        lm.generation_config = settings
+        tokenizer.save_pretrained(partial)
+
+    write_folder(folder, write)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Rank 0 lets `fill` make it under a temporary name, and renames it when it is on disk."""
     partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
 
     def write() -> None:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        lm = policy.lm
-        settings, lm.generation_config = lm.generation_config, GenerationConfig()
-        lm.save_pretrained(partial, state_dict=weights)
-        # By hand: it refuses settings that contradict each other, and published models have them
-        settings.to_json_file(partial / "generation_config.json")
-        lm.generation_config = settings
-        tokenizer.save_pretrained(partial)
+        fill(partial)
         os.umask(umask := os.umask(0))
         for path in partial.iterdir():  # safetensors writes for its owner alone, whatever is usual
             path.chmod(0o666 & ~umask)
@@ -319,10 +331,13 @@ def main(run: str, folder: str = "") -> None:
             f"checkpoint.py: {run}: holds no checkpoint yet; give the folder of a run "
             "(--save_every says when)"
         )
-    name = model_folder(json.loads(Path(run, "config.json").read_text())["model"])
+    settings = json.loads(Path(run, "config.json").read_text())
+    name, rank = model_folder(settings["model"]), settings.get("lora_rank", 0)
     transformers_logging.disable_progress_bar()
     init_distributed()
-    policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
+    dtype = settings["dtype"] if rank else "float32"  # what the adapter was trained on
+    load = functools.partial(load_model, name=name, device="cpu", dtype=dtype, shard="none")
+    policy = (lora.loader(load, rank) if rank else load)(Policy)
     try:
         saved, _ = load_newest(Path(run), dict(policy=policy), {})
         target = Path(folder or f"{run}/model-{saved.name.removeprefix('step-')}")

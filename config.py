@@ -117,6 +117,9 @@ class Config:
     critic_lr: float = 1e-5  # critic learning rate, Adam, ppo (TinyZero)
     weight_decay: float = 0.01  # AdamW's (verl's default, as in TinyZero / DeepScaleR)
     grad_clip: float = 1.0  # largest gradient norm (TinyZero / DeepScaleR)
+    # train LoRA adapters of this rank, scaled by 32 / rank, on one frozen model that policy,
+    # anchors and critic share; 0 = all weights (paper). Wants 10 times the learning rates: lora.py
+    lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
     # attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding
@@ -321,10 +324,12 @@ def check_config(cfg: Config) -> None:
               "max_prompt_tokens max_tokens replay_window utd_ratio eval_n eval_max_tokens "
               "save_every grader_workers tensor_parallel", lambda x: x >= 1, "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef "
-              "weight_decay eval_temperature", lambda x: x >= 0, "must not be negative"),
+              "weight_decay eval_temperature lora_rank", lambda x: x >= 0, "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
         *each("clip_eps value_clip grad_clip lr critic_lr", lambda x: x > 0, "must be above 0"),
+        (not cfg.lora_rank or find_spec("peft") is not None, "lora_rank", "needs the package peft, "
+         "which is not installed here: .venv/bin/python -m pip install peft==0.21.0"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
          "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),

@@ -61,6 +61,7 @@ import transformers
 from tqdm import tqdm
 
 import checkpoint
+import lora
 import loss
 import metrics
 import parallel
@@ -193,6 +194,9 @@ def train(
         checkpointing=cfg.gradient_checkpointing, attention=cfg.attention, shard=cfg.shard,
     )  # fmt: skip
     try:
+        if cfg.lora_rank:  # all networks are adapters on one backbone
+            frozen = 2 + cfg.sampler_lag
+            load = lora.loader(load, cfg.lora_rank, cfg.algo == "ppo", frozen, cfg.seed)
         policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
         engine = make_engine(
             cfg.engine, model_path, max_prompt_tokens=cfg.max_prompt_tokens,
@@ -386,6 +390,8 @@ def train(
 
     log.bar.close()
     checkpoint.export(policy, tokenizer, Path(cfg.out, "model"))
+    if cfg.lora_rank:
+        checkpoint.write_folder(Path(cfg.out, "adapter"), lora.adapter(policy, model_path))
     if rank == 0:
         with metrics.writing(cfg.out):
             plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
