@@ -54,6 +54,7 @@ def loader(
 def adapt(names: list[str], rank: int, seed: int, policy: Policy) -> None:
     """Put the adapters into the policy's trunk, and a value head beside it."""
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     trunk = policy.lm.get_decoder()
     what = f"--lora_rank {rank}: for a {policy.lm.config.model_type!r} model"
@@ -66,6 +67,7 @@ def adapt(names: list[str], rank: int, seed: int, policy: Policy) -> None:
             settings = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules="all-linear")
             try:
                 inject_adapter_in_model(settings, trunk, name)
+                cast_adapter_dtype(trunk, name)  # to float32, from that of their layers
             except ValueError as error:
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(f"{what} peft finds no linear layers ({reason}); use 0") from error

@@ -116,6 +116,10 @@ def test_it_starts_as_the_base_model_and_its_anchors_stay_until_they_are_copied(
     heads = dict(base=whole_head(anchor, dtype))
     assert not policy(x, heads)[2]["base"].any()
 
+    own = [*policy.parameters(), *critic.parameters(), *anchor.parameters()]
+    assert {p.dtype for p in own} == {torch.float32}
+    names = policy.lm.named_parameters()
+    assert {p.dtype for name, p in names if "lora_" not in name} == {getattr(torch, dtype)}
     assert not any(p.requires_grad for p in [*anchor.parameters(), *prev.parameters()])
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2, fused=True)
     for _ in range(2):
