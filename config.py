@@ -36,7 +36,8 @@ class Config:
     DeepScaleR, the code bases that it builds on; "derived": from the rollout counts it reports."""
 
     # Run and data
-    recipe: str = ""  # settings to start from, which other flags override: tiny, 1.5b, 7b or 32b
+    # settings to start from, which other flags override: tiny, 1.5b, 7b, 32b, 1.5b-lora or 7b-lora
+    recipe: str = ""
     # run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/
     # [out/RECIPE-ALGO-seedN]
     out: str = ""
@@ -212,6 +213,10 @@ RECIPES: dict[str, dict[str, dict]] = {
         grpo={},
     ),  # fmt: skip
 }
+# Not in the paper: LoRA, on one GPU of 24 GB and one of 80 GB; 10 times the rates (see lora.ALPHA)
+for size in ("1.5b", "7b"):
+    adapters = dict(lora_rank=32, lr=1e-5, critic_lr=1e-4, gpu_memory=0.5)
+    RECIPES[f"{size}-lora"] = RECIPES[size] | dict(both=RECIPES[size]["both"] | adapters)
 
 
 def parse_config(argv: list[str] | None = None) -> Config:

