@@ -119,7 +119,8 @@ class Config:
     weight_decay: float = 0.01  # AdamW's (verl's default, as in TinyZero / DeepScaleR)
     grad_clip: float = 1.0  # largest gradient norm (TinyZero / DeepScaleR)
     # train LoRA adapters of this rank, scaled by 32 / rank, on one frozen model that policy,
-    # anchors and critic share; 0 = all weights (paper). Wants 10 times the learning rates: lora.py
+    # anchors and critic share; also writes OUT/adapter. Wants higher learning rates, 10 times by
+    # lora.py's source; 0 = train all weights (paper)
     lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False

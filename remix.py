@@ -194,8 +194,8 @@ def train(
         checkpointing=cfg.gradient_checkpointing, attention=cfg.attention, shard=cfg.shard,
     )  # fmt: skip
     try:
-        if cfg.lora_rank:  # all networks are adapters on one backbone
-            frozen = 2 + cfg.sampler_lag
+        if cfg.lora_rank:  # each network below is an adapter on one model
+            frozen = 2 + cfg.sampler_lag  # at most: base, prev and the lag's
             load = lora.loader(load, cfg.lora_rank, cfg.algo == "ppo", frozen, cfg.seed)
         policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
         engine = make_engine(

@@ -275,7 +275,7 @@ def test_it_learns_the_embedded_task(tmp_path):
     """The base model solves a quarter of the problems, and half of them after four steps of an
     adapter of rank 16. The noise is three points."""
     command = [sys.executable, "remix.py", "--recipe", "tiny", "--algo", "grpo", "--engine", "hf"]
-    command += ["--lora_rank", "16", "--lr", "3e-3", "--steps", "4", "--eval_every", "0"]
+    command += ["--lora_rank", "16", "--lr", "1e-3", "--steps", "4", "--eval_every", "0"]
     command += ["--reincarnation_step", "3", "--kl_convex", "schedule:2,1"]
     command += ["--out", str(tmp_path / "run")]
     subprocess.run(command, cwd=ROOT, env=clean_env(), check=True, capture_output=True)
