@@ -14,6 +14,7 @@ by (seed, step, what for), so the step number is the random state.
 It is also what a signal ends a run with (`finish_on_signals`)."""
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 import card
+import lora
 from buffer import Buffer
 from config import Config, saved_config, stop
 from data import TRUST, Problem, get_prompt, load_tokenizer, model_folder
@@ -222,28 +224,38 @@ def load(path: Path, models: dict, optimizers: dict) -> dict:
 
 
 def export(policy: Policy, tokenizer, folder: Path, run: str = "", step: int = 0) -> None:
-    """The policy as a normal Hugging Face folder, written by rank 0 under a temporary name and then
-    renamed. run, step: the run folder and step that its card tells of; without a run it has
-    none."""
+    """The policy as a normal Hugging Face folder (with LoRA its merged weights). run, step: the run
+    folder and step that its card tells of; without a run it has none."""
     rank = dist.get_rank()
     # all ranks gather
     weights = {name: tensor.cpu() if rank == 0 else None for name, tensor in full_weights(policy)}
     for name in policy.lm.all_tied_weights_keys:
         weights.pop(name, None)
-    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
 
-    def write() -> None:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def write(partial: Path) -> None:
         lm = policy.lm
         settings, lm.generation_config = lm.generation_config, GenerationConfig()
         lm.save_pretrained(partial, state_dict=weights)
+        lm.config.dtype = "float32"  # as the weights are, which LoRA's backbone may not be
+        lm.config.save_pretrained(partial)
         # By hand: it refuses settings that contradict each other, and published models have them
         settings.to_json_file(partial / "generation_config.json")
         lm.generation_config = settings
         tokenizer.save_pretrained(partial)
         if run:
             card.write(partial, Path(run), step, tokenizer)
+
+    write_folder(folder, write)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Rank 0 lets `fill` make it under a temporary name, and renames it when it is on disk."""
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+
+    def write() -> None:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fill(partial)
         os.umask(umask := os.umask(0))
         for path in partial.iterdir():  # safetensors writes for its owner alone, whatever is usual
             path.chmod(0o666 & ~umask)
@@ -355,10 +367,13 @@ def asked_to_stop() -> int:
 def exported(run: Path, folder: Path | None, name: str) -> Path:
     """Export the run's last checkpoint -> the folder. name: of the base model."""
     transformers_logging.disable_progress_bar()
-    TRUST["trust_remote_code"] = saved_config(run)["trust_remote_code"]
+    settings = saved_config(run)
+    TRUST["trust_remote_code"], rank = settings["trust_remote_code"], settings["lora_rank"]
     tokenizer, _ = load_tokenizer(name)
     init_distributed()
-    policy = load_model(Policy, name, device="cpu", dtype="float32", shard="none")
+    dtype = settings["dtype"] if rank else "float32"  # what the adapter was trained on
+    load = functools.partial(load_model, name=name, device="cpu", dtype=dtype, shard="none")
+    policy = (lora.loader(load, rank) if rank else load)(Policy)
     saved, state = load_newest(run, dict(policy=policy), {})
     folder = folder or run / f"model-{saved.name.removeprefix('step-')}"
     export(policy, tokenizer, folder, str(run), state["step"])

@@ -38,7 +38,8 @@ class Config:
     DeepScaleR, the code bases that it builds on; "derived": from the rollout counts it reports."""
 
     # Run and data
-    recipe: str = ""  # settings to start from, which other flags override: tiny, 1.5b, 7b or 32b
+    # settings to start from, which other flags override: tiny, 1.5b, 7b, 32b, 1.5b-lora or 7b-lora
+    recipe: str = ""
     # run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/
     # [out/RECIPE-ALGO-seedN]
     out: str = ""
@@ -129,6 +130,10 @@ class Config:
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = 0.01  # AdamW's (verl's default, as in TinyZero / DeepScaleR)
     grad_clip: float = 1.0  # largest gradient norm (TinyZero / DeepScaleR)
+    # train LoRA adapters of this rank, scaled by 32 / rank, on one frozen model that policy,
+    # anchors and critic share; also writes OUT/adapter. Wants higher learning rates, 10 times by
+    # lora.py's source; 0 = train all weights (paper)
+    lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
     # attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding
@@ -242,6 +247,10 @@ RECIPES: dict[str, dict[str, dict]] = {
         grpo={},
     ),  # fmt: skip
 }
+# Not in the paper: LoRA, on one GPU of 24 GB and one of 80 GB; 10 times the rates (see lora.ALPHA)
+for size in ("1.5b", "7b"):
+    adapters = dict(lora_rank=32, lr=1e-5, critic_lr=1e-4, gpu_memory=0.5)
+    RECIPES[f"{size}-lora"] = RECIPES[size] | dict(both=RECIPES[size]["both"] | adapters)
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
@@ -357,14 +366,16 @@ def check_config(cfg: Config) -> None:
               "save_every grader_workers tensor_parallel keep", lambda x: x >= 1,
               "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
-              "weight_decay warmup_steps eval_temperature keep_responses", lambda x: x >= 0,
-              "must not be negative"),
+              "weight_decay warmup_steps eval_temperature keep_responses lora_rank",
+              lambda x: x >= 0, "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
         *each("clip_eps value_clip grad_clip lr critic_lr grader_deadline", lambda x: x > 0,
               "must be above 0"),
         (cfg.warmup_steps <= cfg.steps, "warmup_steps", f"is more than --steps {cfg.steps}; lower "
          "it"),
+        (not cfg.lora_rank or find_spec("peft") is not None, "lora_rank", "needs the package peft, "
+         "which is not installed here: .venv/bin/python -m pip install peft==0.21.0"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
          "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),

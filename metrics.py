@@ -28,7 +28,7 @@ from config import Config
 from data import Problem
 from kept import evaluated_response, extremes, trained_response
 from loss import clip_took
-from machine import flops, lap, peak_memory, peak_tflops
+from machine import flops, lap, peak_memory, peak_tflops, training_flops
 from parallel import Batch, gather, whole
 
 # ------------------------------------------------------------------------------ ratios, by data age
@@ -148,7 +148,7 @@ class Log:
         """-> the response tokens of a mini-batch, which its means are over."""
         self.tokens_backward += sum(len(r.prompt) + len(r.tokens) for r in responses)
         for name in self.optimizers if self.peak else ():
-            self.flops += 3 * flops(self.models[name], responses)
+            self.flops += training_flops(self.models[name], responses)
         return sum(len(r.tokens) for r in responses)
 
     def keep(self, fresh: list[Group], replayed: list[Group], eps: float, tokenizer) -> None:
@@ -211,8 +211,10 @@ class Log:
         """The gradients' norms, before the optimizers step; i: the pass, from 0."""
         self.stop_if_not_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
         self.norms.append(norms)
-        if "policy" in self.optimizers:  # on every rank: the gradient may lie in shards
-            grad = self.models["policy"].lm.get_output_embeddings().weight.grad
+        if "policy" not in self.optimizers:
+            return
+        grad = self.models["policy"].lm.get_output_embeddings().weight.grad
+        if grad is not None:  # LoRA's has none. On every rank: it may lie in shards
             # What it was cut down by, in torch's clip_grad_norm_
             clip = min(1.0, self.cfg.grad_clip / (norms["policy"] + 1e-6))
             norm = whole(torch.linalg.vector_norm(grad)).item() / clip

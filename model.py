@@ -5,7 +5,7 @@ response tokens of a micro-batch (parallel.Batch is the legend). Temperature and
 here, so that every log-prob of the trainer is of the distribution that the sampler draws from.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -85,7 +85,9 @@ class TokenTerms(torch.autograd.Function):
         rows, weight, bias, labels, *terms = ctx.saved_tensors
         # Sums over the chunks: in bfloat16 they would be the worse the more chunks there are
         exact = torch.promote_types(weight.dtype, torch.float32)
-        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=exact)
+        d_rows, d_weight = torch.empty_like(rows), None
+        if ctx.needs_input_grad[1]:  # not LoRA's, and it is large
+            d_weight = torch.zeros_like(weight, dtype=exact)
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
         heads = [(rows, weight, bias), *ctx.anchors]
         buffers, ctx.buffers = ctx.buffers, None  # a second backward must not take them for logits
@@ -113,9 +115,9 @@ class TokenTerms(torch.autograd.Function):
                     d *= 1 - torch.tanh(z.to(d.dtype) / ctx.cap).square()
                 z.copy_(d)
             torch.mm(logits[0], weight, out=d_rows[at])
-            if weight.dtype == exact:
+            if d_weight is not None and weight.dtype == exact:
                 d_weight.addmm_(logits[0].T, rows[at])
-            else:
+            elif d_weight is not None:
                 d_weight += logits[0].T @ rows[at]
             if bias is not None:
                 d_bias += logits[0].sum(0, dtype=exact)
@@ -176,6 +178,10 @@ class Policy(nn.Module):
         self.lm, (scale, cap) = lm, output_function(lm.config)
         self.temperature, self.cap = temperature / scale, cap and cap / scale
 
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """By their names in the language model, as they are sharded and stored."""
+        return self.lm.state_dict().items()
+
     def forward(self, x: Batch, heads: dict[str, tuple] | None = None, states: bool = False):
         """-> logp, entropy (B, T) of the response tokens, float32 nats, 0 where the mask is; and
         the exact KL (B, T) to each anchor of `heads`, which holds their output layers
@@ -208,10 +214,7 @@ class Critic(nn.Module):
 
     def __init__(self, lm: nn.Module):
         super().__init__()
-        self.trunk = lm.get_decoder()
-        self.head = nn.Linear(lm.get_output_embeddings().weight.shape[1], 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.trunk, self.head = lm.get_decoder(), value_head(lm)
 
     def forward(self, x: Batch) -> Tensor:
         """-> values (B, T) float32, 0 where the mask is."""
@@ -220,19 +223,30 @@ class Critic(nn.Module):
         return self.head(hidden.float().flatten(0, 1)).view_as(x.mask) * x.mask
 
 
+def value_head(lm: nn.Module) -> nn.Linear:
+    head = nn.Linear(lm.get_output_embeddings().weight.shape[1], 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def load_model(
     kind: type, name: str, *, device: str, dtype: str, temperature: float = 1.0,
     frozen: bool = False, checkpointing: bool = False, attention: str = "sdpa", shard: str = "node",
+    adapt: Callable[[Policy], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in
     `dtype`; frozen ones are stored in `dtype`. Rank 0 alone reads the weights where they are
     sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module.
+    adapt: puts LoRA's adapters into a Policy; what they stand on is stored in `dtype`, too.
     ValueError, on every rank, if ReMix does not compute what the model does."""
     compute = getattr(torch, dtype)
-    dtypes = dict(dtype=compute if frozen else torch.float32)
+    stored = compute if frozen or adapt else torch.float32
 
     def build(whole: bool) -> nn.Module:
-        options = dtypes | model_options(name, attention)
+        # What adapters stand on is read in float32, as it is compared with its own logits
+        options = dict(dtype=torch.float32 if whole and adapt else stored)
+        options |= model_options(name, attention)
         if whole:
             if attention != "sdpa":  # read on a CPU, which has no flash attention
                 options["attn_implementation"] = "eager"
@@ -251,8 +265,13 @@ def load_model(
         model.train(not frozen).requires_grad_(False)
         for part in (lm.get_decoder(), lm.get_output_embeddings()) if kind is Policy else [model]:
             part.requires_grad_(not frozen)  # all but the vision tower of a multimodal model
+        if adapt:
+            adapt(model)
         return model
 
+    if adapt:  # what it refuses is refused before weights are read
+        with torch.device("meta"):
+            build(whole=False)
     plain = (
         device == "cpu" and dtype == "float32" and (shard == "none" or dist.get_world_size() == 1)
     )
@@ -268,7 +287,10 @@ def load_model(
         return source
     with torch.device("meta"):  # shapes without memory
         model = build(whole=False)
-    exact = [model.head] if kind is Critic else []
+    if source and adapt:
+        for here, there in zip(source.parameters(), model.parameters(), strict=True):
+            here.data = here.data.to(there.dtype)
+    exact = [model.head] if hasattr(model, "head") else []
     parallel.shard(model, blocks(model), exact, source, device, compute, shard)
     if kind is Policy and not frozen:
         parallel.on_every_rank(check_shards, model, source, name, device)
@@ -438,7 +460,7 @@ def full_weights(policy: Policy, dtype: str | None = None) -> Iterator[tuple[str
     """(name, whole tensor) over the language model's state_dict, one at a time; every rank must
     iterate to the end. dtype: what the sampler computes in; the shards are cast before they travel.
     None: as they are stored."""
-    for name, tensor in policy.lm.state_dict().items():
+    for name, tensor in policy.weights():
         tensor = tensor.detach()
         yield name, parallel.whole(tensor if dtype is None else tensor.to(getattr(torch, dtype)))
 

@@ -234,7 +234,7 @@ def frozen_pass(
             results = flat.split(sizes)
         for b, i in enumerate(indices):
             results[i].copy_(rows[b, : sizes[i]])
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
         model.reshard()  # without a backward pass the root would stay whole on every rank
     if dist.get_world_size() > 1:
         dist.all_reduce(flat)
@@ -252,7 +252,7 @@ def backward(loss: Tensor) -> None:
 def clip_gradients(model: nn.Module, most: float) -> float:
     """The mini-batch's gradient on every rank, cut down to the norm `most` -> its norm before."""
     world = dist.get_world_size()
-    if world > 1 and not isinstance(model, FSDPModule):  # FSDP2 has averaged already
+    if world > 1 and not is_sharded(model):  # FSDP2 has averaged already
         used = [p for p in model.parameters() if p.requires_grad]
         for p in used:  # no token of this rank may have seen an expert that others trained
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -276,6 +276,11 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; the tensor itself where nothing is sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """By FSDP2, or an adapter on a model that is (lora.py)."""
+    return hasattr(model, "reshard")
 
 
 @functools.cache

@@ -61,6 +61,7 @@ import transformers
 from tqdm import tqdm
 
 import checkpoint
+import lora
 import loss
 import machine
 import metrics
@@ -231,6 +232,9 @@ def train(
         checkpointing=cfg.gradient_checkpointing, attention=cfg.attention, shard=cfg.shard,
     )  # fmt: skip
     try:
+        if cfg.lora_rank:  # each network below is an adapter on one model
+            frozen = 2 + cfg.sampler_lag  # at most: base, prev and the lag's
+            load = lora.loader(load, cfg.lora_rank, cfg.algo == "ppo", frozen, cfg.seed)
         policy = load(Policy)  # pi_theta; first, as a family that is not computed right ends here
         machine.lap("policy", policy)
         engine = make_engine(
@@ -439,6 +443,8 @@ def train(
         with metrics.writing(cfg.out):
             plot_runs({cfg.algo: [cfg.out]}, f"{cfg.out}/curve.png")
     checkpoint.export(policy, tokenizer, Path(cfg.out, "model"), cfg.out, state.step)
+    if cfg.lora_rank:
+        checkpoint.write_folder(Path(cfg.out, "adapter"), lora.adapter(policy, model_path))
     out = Path(cfg.out).resolve()
     log.say(f"done: {out}/model, {out}/metrics.jsonl, {out}/curve.png")
     grader.close()

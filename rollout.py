@@ -573,19 +573,19 @@ def is_old(before: torch.Tensor, now: torch.Tensor) -> bool:
 @contextmanager
 def perturbed(policy: torch.nn.Module) -> Iterator[None]:
     """Inside, every weight is half as much again or half as much: a common factor would be undone
-    by the norms of many families. What is 0 in a bias becomes 0.1."""
-    kept = {name: parallel.local(p).detach().cpu() for name, p in policy.named_parameters()}
+    by the norms of many families. What is 0 in a bias, or all of a tensor, becomes 0.1."""
+    kept = {name: parallel.local(p).detach().cpu() for name, p in policy.lm.named_parameters()}
     kept = {name: p.clone() for name, p in kept.items()}  # in host memory, as it may be scarce
     with torch.no_grad():
-        for p in policy.parameters():
+        for p in policy.lm.parameters():
             p = parallel.local(p)
             wave = torch.arange(p.numel(), dtype=p.dtype, device=p.device).mul_(2.4).cos_().sign_()
             p.mul_(1 + 0.5 * wave.view_as(p))
-            if p.ndim == 1:
+            if p.ndim == 1 or not p.any():  # an adapter's B
                 p[p == 0] = 0.1
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, p in policy.named_parameters():
+            for name, p in policy.lm.named_parameters():
                 parallel.local(p).copy_(kept[name])

@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py              the memory tables of docs/scaling.md (simulated)
     python benchmarks/memory.py --estimate   its tables of seconds and of bytes sent (arithmetic)
+    python benchmarks/memory.py --lora 32    the table of --lora_rank 32 (simulated)
     python benchmarks/memory.py --check      small shapes: simulated against measured on this CPU
 
 Simulated: Policy and Critic of model.py run forward and backward at full size, with AdamW, on
@@ -22,6 +23,9 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # see tiny.py
@@ -39,8 +43,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.utils import logging
 
+import lora
 import model as networks
-from model import Critic, Policy, blocks
+from model import Critic, Policy, blocks, full_weights
 from parallel import Batch
 
 # the head's float32 math, 32 MiB at a time: row by row would simulate for hours
@@ -48,6 +53,7 @@ networks.LOGITS_PER_PART = 2**23
 
 GIB = 2**30
 GPU = 79 * GIB  # what PyTorch sees of an 80 GB card
+SMALL_GPU = 22 * GIB  # the least that it sees of a 24 GB card (A10G, L4; a 4090 has 23.5)
 # assumption: CUDA context, NCCL, kernels' workspaces, fragmentation, what a sleeping vLLM keeps
 RESERVE = 4 * GIB
 PROMPT = 766
@@ -142,18 +148,25 @@ class Tracker(TorchDispatchMode):
         self.peak = self.bound = self.current()
 
 
-def build(kind: type, config: Qwen2Config, mesh, *, frozen=False, checkpointing=True):
+def build(
+    kind: type, config: Qwen2Config, mesh, *, frozen=False, checkpointing=True,
+    adapt: Callable | None = None,
+):  # fmt: skip
     """What model.load_model does, without reading weights."""
-    dtype = torch.bfloat16 if frozen else torch.float32
+    dtype = torch.bfloat16 if frozen or adapt else torch.float32
     net = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     if checkpointing and not frozen:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     model = Policy(net, 1.0) if kind is Policy else Critic(net)
     model = model.train(not frozen).requires_grad_(not frozen)
+    if adapt:
+        # peft moves adapters to where they are, and fake parameters cannot be moved
+        with mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+            adapt(model)
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in blocks(model):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
-    if kind is Critic:
+    if hasattr(model, "head"):
         in_full = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
         fully_shard(model.head, mesh=mesh, mp_policy=in_full)
     fully_shard(model, mesh=mesh, mp_policy=precision)
@@ -175,6 +188,7 @@ def simulate(
     checkpointing: bool = True,
     anchored: bool = True,
     frozen_passes: bool = True,
+    lora_rank: int = 0,
     fake: bool = True,
 ) -> dict[str, int]:
     """Bytes per rank of one step, by part. shard: ranks that share one copy (HSDP), 0 = all.
@@ -207,10 +221,13 @@ def simulate(
         def critic_pass(n: int):
             return critic(batch(n)).sum()
 
-        policy = build(Policy, config, mesh, checkpointing=checkpointing)
+        load = partial(build, config=config, mesh=mesh, checkpointing=checkpointing)
         how_many = 2 if anchored else 0  # base and precedent
-        anchors = [build(Policy, config, mesh, frozen=True) for _ in range(how_many)]
-        critic = build(Critic, config, mesh, checkpointing=checkpointing) if critics else None
+        if lora_rank:
+            load = lora.loader(load, lora_rank, critics, how_many)
+        policy = load(Policy)
+        anchors = [load(Policy, frozen=True) for _ in range(how_many)]
+        critic = load(Critic) if critics else None
         trained = {"policy": policy} | ({"critic": critic} if critic is not None else {})
         passes = {"policy": policy_pass, "critic": critic_pass}
         optimizers = {
@@ -218,6 +235,8 @@ def simulate(
         }
         part = {name: size_of(m.parameters()) for name, m in trained.items()}
         part["anchors"] = sum(size_of(m.parameters()) for m in anchors)
+        backbone = [p for name, p in policy.lm.named_parameters() if ".lora_" not in name]
+        part["backbone"] = size_of(backbone) if lora_rank else 0
         peaks = {}
         for _ in range(2):  # in the second, gradients and optimizer states are there from the start
             for name in trained:
@@ -241,8 +260,12 @@ def simulate(
                 model.reshard()
                 peaks[f"frozen {name}"] = tracker.peak
             tracker.reset()
-            largest = max(policy.parameters(), key=lambda p: p.numel())
-            largest.full_tensor()
+            if lora_rank:
+                for _ in full_weights(policy, "bfloat16"):
+                    pass
+            else:
+                largest = max(policy.parameters(), key=lambda p: p.numel())
+                largest.full_tensor()
             peaks["sync"] = tracker.peak
     dist.destroy_process_group()
     return part | peaks | dict(tokens=rows * length)
@@ -254,13 +277,18 @@ def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, floa
     less, names = 0, ("policy", "critic")
     if algo == "grpo":
         less, names = sum(s.get(f"critic{x}", 0) for x in ("", " adam")), ("policy",)
-    resident = s["anchors"] + sum(s.get(f"{name}{x}", 0) for name in names for x in ("", " adam"))
+    resident = (
+        s["backbone"]
+        + s["anchors"]
+        + sum(s.get(f"{name}{x}", 0) for name in names for x in ("", " adam"))
+    )
     gradients = sum(s.get(f"{name} gradients", 0) for name in names)
     late = less + (s.get("critic gradients", 0) if algo == "grpo" else 0)
     updates = [s[f"update {name}"] for name in names if f"update {name}" in s]
     update = max([*updates, s["optimizer"]]) - late + ahead
     frozen = max(s.get(f"frozen {name}", 0) for name in names) - less + ahead
     return dict(
+        backbone=s["backbone"],
         policy=s["policy"],
         adam=s["policy adam"],
         anchors=s["anchors"],
@@ -310,47 +338,58 @@ RUNS = [
     ("32B", 32, 0, "grpo", 0.5, 4),
     ("32B", 32, 8, "grpo", 0.5, 4),
 ]
+LORA_RUNS = [(size, 1, 0, algo, 0.5, 1) for size in ("1.5B", "7B") for algo in ("ppo", "grpo")]
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def memory_tables(sizes: list[str]) -> None:
+def peak_table(runs: list[tuple], rank: int = 0) -> None:
+    """rank: LoRA's. 1.5B then goes onto a card of 24 GB."""
     done, lines = {}, []
-    for size, gpus, shard, algo, share, parallel in (run for run in RUNS if run[0] in sizes):
+    for size, gpus, shard, algo, share, parallel in runs:
         if (size, gpus, shard) not in done:
             say(f"simulating a step of {size} on {gpus} GPUs ...")
-            done[size, gpus, shard] = simulate(shape(size), gpus, shard=shard)
+            done[size, gpus, shard] = simulate(shape(size), gpus, shard=shard, lora_rank=rank)
+        card = SMALL_GPU if rank and size == "1.5B" else GPU
         s = summary(done[size, gpus, shard], shape(size), algo)
         weights = engine_weights(size, parallel)
         needs = dict(
             update=s["update"],
             frozen=s["frozen"],
-            rollout=s["resident"] + share * GPU,
+            rollout=s["resident"] + share * card,
             sync=s["resident"] + s["tensor"] + weights,
         )
-        fits = max(needs.values()) + RESERVE <= GPU and weights + RESERVE < share * GPU
+        fits = max(needs.values()) + RESERVE <= card and weights + RESERVE < share * card
         parts = "policy adam anchors critic resident gradients transient".split()
-        bytes_ = (*(s[name] for name in parts), share * GPU, weights)
+        parts = ["backbone", *parts] if rank else parts
+        bytes_ = (*(s[name] for name in parts), share * card, weights)
         cells = [f"{x / GIB:.1f}" for x in bytes_]
         peaks = [f"{(x + RESERVE) / GIB:.1f}" for x in needs.values()]
         where = f"{gpus}, {shard} a copy" if shard else str(gpus)
         settings = f"{algo}, {share}, {parallel}"
-        lines.append([size, where, settings, *cells, *peaks, "yes" if fits else "**no**"])
+        verdict = f"yes, of {card / GIB:.0f}" if rank else "yes"
+        lines.append([size, where, settings, *cells, *peaks, verdict if fits else "**no**"])
+    limit = f"LoRA of rank {rank}" if rank else f"limit {GPU / GIB:.0f}"
     print(
         "Simulated, GiB a rank: response 8,192 + prompt 766, checkpointing, 16,384 tokens a "
-        "micro-batch (that is one response, 8,958); "
-        f"limit {GPU / GIB:.0f}, reserve {RESERVE / GIB:.0f}\n"
+        f"micro-batch (that is one response, 8,958); {limit}, reserve {RESERVE / GIB:.0f}\n"
     )
     names = """model; GPUs; algorithm, gpu_memory, tensor_parallel; policy, float32; its Adam
 base + precedent, bf16; critic + its Adam; = resident; gradients; activations, gathered, logits
 vLLM awake; of it weights; **peaks with reserve**: update; frozen passes; rollout; sync; fits 80 GB
 """
+    if rank:
+        names = names.replace("policy, float32", "frozen model, bf16; policy's adapter, float32")
+        names = names.replace("precedent, bf16", "precedent, float32").replace("fits 80 GB", "fits")
     names = names.strip().replace("\n", "; ").split("; ")
     columns = [[name, *(line[i] for line in lines)] for i, name in enumerate(names)]
     table(columns[0], columns[1:])
 
+
+def memory_tables(sizes: list[str]) -> None:
+    peak_table([run for run in RUNS if run[0] in sizes])
     print(
         "Simulated, GiB of activations, gathered weights and logits in the policy's update; "
         "in brackets the tokens that\nthe micro-batch holds\n"
@@ -527,6 +566,7 @@ def main() -> None:
     )
     flag, sizes = parser.add_argument, list(SHAPES)
     flag("--estimate", action="store_true", help="seconds of a step and bytes sent; arithmetic")
+    flag("--lora", type=int, metavar="RANK", help="memory with --lora_rank RANK, one GPU")
     flag("--check", action="store_true", help="simulated against measured peak on this CPU")
     flag("--sizes", nargs="+", default=sizes, choices=sizes, help="of the memory tables")
     options = parser.parse_args()
@@ -535,6 +575,8 @@ def main() -> None:
         check()
     elif options.estimate:
         estimate_tables()
+    elif options.lora:
+        peak_table([run for run in LORA_RUNS if run[0] in options.sizes], options.lora)
     else:
         memory_tables(options.sizes)
 

@@ -32,6 +32,10 @@ COMMANDS = {
     "1.5B --algo grpo": f"--steps 200 --algo grpo {BIG.format('--gpu_memory 0.3 ')}",
     "7b": f"{MODEL}7B --steps 75 --reincarnation_step 100 {BIG.format('')}",
     "7b --algo grpo": f"{MODEL}7B --steps 200 --algo grpo {BIG.format('')}",
+    "1.5b-lora": f"--reincarnation_step 100 --lr 1e-05 --critic_lr 0.0001 --lora_rank 32 "
+    f"{BIG.format('')}",
+    "7B-LoRA --algo grpo": f"{MODEL}7B --steps 200 --algo grpo --lr 1e-05 --critic_lr 0.0001 "
+    f"--lora_rank 32 {BIG.format('')}",
     "32b --lr 1e-5": f"{MODEL}32B --steps 200 --lr 1e-05 --gradient_checkpointing --shard all "
     f"--behaviour_logp trainer --tensor_parallel 4 {BIG.format('').split('trainer ')[1]}",
 }
@@ -47,13 +51,14 @@ def test_a_recipe_is_the_command_it_stands_for(recipe):
         with pytest.raises(ValueError, match="--recipe .*: is for GPUs, .* say --dtype float32"):
             config.check_config(config.resolve(cfg))
         cfg = config.parse_flags(["--recipe", *recipe.split(), "--dtype", "float32"])
-    if cfg.tensor_parallel == 1 or find_spec("vllm"):
+    there = cfg.tensor_parallel == 1 or find_spec("vllm")
+    if there and (not cfg.lora_rank or find_spec("peft")):
         config.check_config(config.resolve(cfg))
 
 
 def test_A7_no_recipe_defines_the_samplers_error_away():
     """The trainer's own log-probs in place of the engine's need a weight for the gap."""
-    for recipe in ("tiny", "1.5b", "7b", "32b"):
+    for recipe in config.RECIPES:
         for algo in ("ppo", "grpo"):
             cfg = config.parse_flags(["--recipe", recipe, "--algo", algo])
             assert cfg.engine_weight == "tis" or cfg.behaviour_logp == "engine", recipe
