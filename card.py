@@ -119,9 +119,10 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
     problem = "What is 17 + 25?"
     if cfg["data"] == "tiny":
         problem = embedded_problems("test")[0]["problem"]
-    right = f"The reward is `{cfg['reward']}`, of its author."
+    right = f"The reward is what `{cfg['reward']}` returns."
     if not cfg["reward"]:
         right = f"A right response (`{cfg['format']}`) has {FORMATS[cfg['format']]}."
+    script, _, flags = said["command"].partition(" ")  # by train.sh with all of its path
     facts = {"base model": cfg["model"], "training problems": cfg["data"]}
     facts |= dict(method=f"{cfg['algo']}, {cfg['loss']}", commit=said["git_commit"])
     return f"""---
@@ -135,7 +136,7 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
 
 {table(["", ""], [[name, f"`{value}`"] for name, value in facts.items()])}
 
-    python {said["command"]}
+    python {Path(script).name} {flags}
 
 Every setting is in `remix.json`.
 

@@ -91,7 +91,7 @@ def lap(what: str, model: nn.Module | None = None) -> None:
     None for what nobody notices."""
     now, before = time.perf_counter(), clock.pop()
     clock.append(now)
-    size = f" of {sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M weights" if model else ""
+    size = f" of {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M weights" if model else ""
     if dist.get_rank() == 0 and (model or now - before >= 0.2):
         print(f"start: {what}{size}, {now - before:.1f} s")
 
