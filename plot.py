@@ -274,10 +274,16 @@ def draw(
     return True
 
 
+def fitting(panel: Panel, own: bool) -> Panel:
+    """The panel for runs with --reward (own), or without."""
+    if not own or panel.y is not ACCURACY:
+        return panel
+    title = panel.title.replace("Accuracy", "Reward")
+    return panel._replace(title=title, y=OWN, scale=1, limits=(None, None))
+
+
 def draw_panel(ax, panel: Panel, runs: dict[str, list[Run]]) -> None:
-    if panel.y is ACCURACY and own_reward(runs):
-        title = panel.title.replace("Accuracy", "Reward")
-        panel = panel._replace(title=title, y=OWN, scale=1, limits=(None, None))
+    panel = fitting(panel, own_reward(runs))
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(runs)}
     rows = {label: [rows for rows, _ in seeds] for label, seeds in runs.items()}
     present = {key for of in rows.values() for run in of for row in run.values() for key in row}

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from config import Config
-from plot import COLOURS, PANELS, X_LABELS, Panel, read_run, reincarnation
+from plot import COLOURS, PANELS, X_LABELS, Panel, fitting, read_run, reincarnation
 
 LIMIT = 3_000_000  # bytes of the page
 TRIES = (  # steps in curves and table, steps with responses, tokens of a response
@@ -27,8 +27,8 @@ CURVES = (
     Panel("Training reward", "step", {"reward": "mean of the sampled responses"}),
     *(PANELS[name] for name in ("length", "kl", "entropy", "clip", "ess", "off")),
 )
-TABLE = "step rollouts reward format_rate eval/pass@1 response_length kl entropy grad_norm".split()
-TABLE += [f"clip_fraction/age{age}" for age in range(3)]
+TABLE = "step rollouts reward format_rate eval/pass@1 eval/reward response_length".split()
+TABLE += ["kl", "entropy", "grad_norm", *(f"clip_fraction/age{age}" for age in range(3))]
 PER_TOKEN = "tokens logp logp_k logp_b advantage".split()  # of a line of responses.jsonl
 
 
@@ -87,11 +87,12 @@ def rounded(row: dict, wanted: set[str]) -> dict:
     return {k: float(f"{v:.5g}") if isinstance(v := row[k], float) else v for k in names}
 
 
-def curves(rows: list[dict]) -> list[dict]:
-    """What the page draws: of each panel the first field that any of the rows has."""
+def curves(rows: list[dict], own: bool) -> list[dict]:
+    """What the page draws: of each panel the first field that any of the rows has. own: --reward is
+    in use."""
     present = {name.partition("/age")[0] for row in rows for name in row}
     panels = []
-    for panel in CURVES:
+    for panel in (fitting(panel, own) for panel in CURVES):
         field = next((f for f in panel.y if f in present), None)
         more = dict(x_label=X_LABELS[panel.x], label=panel.y.get(field), field=field)
         panels += [panel._asdict() | more] if field else []
@@ -101,8 +102,11 @@ def curves(rows: list[dict]) -> list[dict]:
 def pages(folders: list[str], template: str) -> Iterator[str]:
     """The page, with less and less on it."""
     runs = [(folder, *read_run(folder), read_responses(folder)) for folder in folders]
-    panels = curves([row for _, rows, *_ in runs for row in rows.values()])
-    wanted = {*TABLE, "eval/pass@1_ci"} | {p[name] for p in panels for name in ("x", "field")}
+    own = any(config.get("reward") for _, _, config, _ in runs)
+    panels = curves([row for _, rows, *_ in runs for row in rows.values()], own)
+    wanted = {*TABLE, "eval/pass@1_ci", "eval/reward_ci"} | {
+        p[name] for p in panels for name in ("x", "field")
+    }
     for points, most_steps, most_tokens in TRIES:
         data = dict(panels=panels, table=TABLE, runs=[])
         for i, (folder, rows, config, responses) in enumerate(runs):

@@ -282,6 +282,17 @@ def test_the_page_holds_the_run_and_no_markup_of_it(tmp_path, capsys):
     ]
 
 
+def test_a_reward_of_ones_own_has_its_curve(tmp_path):
+    rows = [dict(step=i, rollouts=8 * i, reward=0.1, **{"eval/reward": 0.2}) for i in range(3)]
+    run = write_run(tmp_path / "run", reward="mine.py:reward")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    view.main([str(run)])
+    page = embedded(run / "view.html")
+    assert page["panels"][0]["field"] == "eval/reward" and page["panels"][0]["scale"] == 1
+    assert page["panels"][0]["title"] == "Reward against rollouts"
+    assert page["runs"][0]["rows"][2]["eval/reward"] == 0.2 and "eval/reward" in page["table"]
+
+
 def test_a_large_run_is_cut_to_the_limit_and_the_page_says_so(tmp_path):
     one = trained(1, "x" * 3000, [-1.0] * 2990 + [-0.5] * 10)
     many = [one | dict(step=step) for step in range(1, 60)]
