@@ -136,6 +136,8 @@ class Config:
     lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
+    # torch.compile each layer: faster, after a start that is some minutes slower
+    compile: bool = False
     # attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     # weights: node = FSDP2 over a node's ranks, each node holding all of them (HSDP); all = FSDP2
@@ -190,7 +192,7 @@ class Config:
 # May differ when a run goes on. Those of the second line change memory and, at most, the rounding;
 # evaluation looks at the policy and leaves it as it is
 CHANGEABLE = """out recipe steps save_every keep keep_best grader_workers track peak_tflops
-    tokens_per_micro_batch gradient_checkpointing gpu_memory tensor_parallel shard
+    tokens_per_micro_batch gradient_checkpointing compile gpu_memory tensor_parallel shard
     eval_data eval_first eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
     keep_responses""".split()
 

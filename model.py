@@ -233,11 +233,12 @@ def value_head(lm: nn.Module) -> nn.Linear:
 def load_model(
     kind: type, name: str, *, device: str, dtype: str, temperature: float = 1.0,
     frozen: bool = False, checkpointing: bool = False, attention: str = "sdpa", shard: str = "node",
-    adapt: Callable[[Policy], None] | None = None,
+    compiled: bool = False, adapt: Callable[[Policy], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """A Policy or Critic from a folder or hub name. Trained weights are float32 masters computed in
     `dtype`; frozen ones are stored in `dtype`. Rank 0 alone reads the weights where they are
     sharded (parallel.shard); a float32 model on CPU that is not sharded is a plain module.
+    compiled: each layer by torch.compile, when it is first used.
     adapt: puts LoRA's adapters into a Policy; what they stand on is stored in `dtype`, too.
     ValueError, on every rank, if ReMix does not compute what the model does."""
     compute = getattr(torch, dtype)
@@ -284,7 +285,7 @@ def load_model(
 
     source = parallel.on_every_rank(read)
     if plain:
-        return source
+        return compile_layers(source) if compiled else source
     with torch.device("meta"):  # shapes without memory
         model = build(whole=False)
     if source and adapt:
@@ -297,6 +298,14 @@ def load_model(
     if source and kind is Policy:  # what an export needs, and a configuration alone does not have
         for kept in ("generation_config", "_weight_conversions"):
             setattr(model.lm, kept, getattr(source.lm, kept, None))
+    return compile_layers(model) if compiled else model
+
+
+def compile_layers(model: nn.Module) -> nn.Module:
+    """--compile. Their forward alone, so that FSDP2's hooks and checkpointing stay outside; for any
+    lengths, as every micro-batch has its own."""
+    for block in blocks(model):
+        block.forward = torch.compile(block.forward, dynamic=True)
     return model
 
 

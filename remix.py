@@ -230,6 +230,7 @@ def train(
     load = partial(
         load_model, name=model_path, device=device, dtype=cfg.dtype, temperature=cfg.temperature,
         checkpointing=cfg.gradient_checkpointing, attention=cfg.attention, shard=cfg.shard,
+        compiled=cfg.compile,
     )  # fmt: skip
     try:
         if cfg.lora_rank:  # each network below is an adapter on one model

@@ -2,6 +2,7 @@
 with eos learnt."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -383,3 +384,25 @@ def test_copy_weights_and_full_weights(base, group):
     assert ours.keys() == theirs.keys() and "lm_head.weight" in ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours["lm_head.weight"].data_ptr() != theirs["lm_head.weight"].data_ptr()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler here")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_compute_the_same(base, group, checkpointing):
+    """Value and gradient, for two lengths; the compiled code is what runs."""
+    responses = [[response([5] * n, [6, 7] * n)] for n in (3, 9)]
+    terms, grads = [], []
+    for compiled in (False, True):
+        options = dict(device="cpu", dtype="float32", compiled=compiled)
+        policy = load_model(Policy, base, checkpointing=checkpointing, **options)
+        out = [policy(parallel.collate(rs))[:2] for rs in responses]
+        sum((logp - H).sum() for logp, H in out).backward()
+        terms.append([term.detach() for pair in out for term in pair])
+        grads.append([p.grad for p in policy.parameters()])
+        layer = policy.lm.model.layers[0]
+        assert hasattr(layer.forward, "_torchdynamo_orig_callable") == compiled
+    for a, b in zip(*terms, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
