@@ -86,6 +86,12 @@ CLIPS = {
     "clip/geppo": "Mix-PPG, GePPO's ε",
     "clip/vtrace": "Mix-PPG, V-trace",
 }
+LORA = {
+    "lora/remix-ppo": "ReMix-PPO, all weights",
+    "lora/remix-ppo-rank16": "ReMix-PPO, rank 16",
+    "lora/remix-grpo": "ReMix-GRPO, all weights",
+    "lora/remix-grpo-rank16": "ReMix-GRPO, rank 16",
+}
 WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
 OTHERS = {
     "methods_first/remix-grpo": "**ReMix-GRPO** (five seeds)",
@@ -230,6 +236,15 @@ def table_clip() -> str:
         cells = [spread(accuracies(name, rollouts)) for rollouts in (EARLY, LATE)]
         lines.append([title, *cells, f"{100 * beyond:.2f} %"])
     return markdown(["clip", *ACCURACY, "replayed tokens beyond Mix-PPG's band"], lines)
+
+
+def table_lora() -> str:
+    """pass@1 at some steps, mean [lowest, highest] of the seeds."""
+    at_steps, lines = (0, 4, 8, 12, 16, 20, 24), []
+    for name, title in LORA.items():
+        curves = [[100 * run[step]["eval/pass@1"] for step in at_steps] for run, _ in runs(name)]
+        lines.append([title, rate(name), *map(spread, map(list, zip(*curves, strict=True)))])
+    return markdown(["", "lr", *(f"step {n}" for n in at_steps)], lines)
 
 
 def table_exercises() -> str:
