@@ -5,6 +5,8 @@ import os
 from functools import partial
 
 import numpy as np
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -163,7 +165,7 @@ def test_a1_a_part_of_a_tensor_that_stays_is_seen():
     torch.nn.init.constant_(lm.pads.bias, -0.2)
     torch.nn.init.zeros_(lm.norm.bias)
     before, whole = rollout.excerpt(lm), lm.qkv.weight.detach().clone()
-    with rollout.perturbed(lm):
+    with rollout.perturbed(SimpleNamespace(lm=lm)):
         now = rollout.excerpt(lm)
         assert not any(rollout.is_old(before[name], now[name]) for name in now)
         with torch.no_grad():
