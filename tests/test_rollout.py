@@ -3,10 +3,9 @@ that stops a bad sync."""
 
 import os
 from functools import partial
-
-import numpy as np
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
