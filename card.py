@@ -31,7 +31,7 @@ def write(folder: Path, run: Path, step: int, tokenizer) -> None:
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] <= step]
     row = next((row for row in rows if row["step"] == step), {})
     sampling = {name: cfg[f"eval_{name}"] for name in ("temperature", "top_p", "max_tokens")}
-    names = ("prompt", "format", "problem_field", "answer_field")
+    names = "prompt format problem_field answer_field stop stop_token_ids".split()
     said = dict(
         step=step,
         evaluation={name: value for name, value in row.items() if name.startswith("eval/")},
@@ -97,7 +97,7 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
         datasets=on_the_hub(cfg["data"]) or None,
         license=licence(cfg["model"]),
         library_name="transformers", pipeline_tag="text-generation",
-        tags=["remix", "reinforcement-learning", "math", cfg["algo"]],
+        tags=["remix", "reinforcement-learning", *["math"] * (not cfg["reward"]), cfg["algo"]],
         model_name=title, eval_results=results or None,
     )  # fmt: skip
     how = "greedy" if not cfg["eval_temperature"] else (
@@ -108,8 +108,8 @@ def card(title: str, said: dict, rows: list[dict], drawn: bool, folder: Path, to
     if scores:
         numbers = table(["metric", "value"], [[name, f"{x:.4g}"] for name, x in named.items()])
         measured = (
-            f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens; "
-            f"shares from 0 to 1, length in tokens:\n\n{numbers}"
+            f"On `{eval_data}`, {how}, at most {cfg['eval_max_tokens']} tokens; rates and pass@k "
+            f"are shares from 0 to 1, length is in tokens:\n\n{numbers}"
         )
     name = next((name for name in SCORES for row in rows if name in row), SCORES[0])
     points = [[row["step"], row["rollouts"], f"{row[name]:.4f}"] for row in rows if name in row]
@@ -187,6 +187,10 @@ def snippets(problem: str, prompt: data.Prompt, cfg: dict, tokenizer) -> str:
     sample = "do_sample=False"
     if temperature:
         sample = f"do_sample=True, temperature={temperature}, top_p={top_p}, top_k=0"
+    stop, ids_ = (list(cfg.get(name, ())) for name in ("stop", "stop_token_ids"))
+    texts = f", stop_strings={stop}, tokenizer=tokenizer" if stop else ""
+    ends = f", stop={stop}, include_stop_str_in_output=True" if stop else ""
+    ends += f", stop_token_ids={ids_}" if ids_ else ""
     encode = f"""name = "."  # this folder, or its name on the hub
 problem = {problem!r}
 prompt = {head + template!r}
@@ -195,7 +199,7 @@ ids = tokenizer(prompt.replace("{{problem}}", problem), add_special_tokens={spec
 """
     engine = f"""
 llm = LLM(name)
-options = SamplingParams(temperature={temperature}, top_p={top_p}, max_tokens={n})
+options = SamplingParams(temperature={temperature}, top_p={top_p}, max_tokens={n}{ends})
 (output,) = llm.generate(dict(prompt_token_ids=ids), options)
 print(output.outputs[0].text)"""
     return f"""````python
@@ -205,7 +209,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 {encode}
 model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
 options = dict({sample})
-options |= dict(max_new_tokens={n}, eos_token_id={data.stop_tokens(tokenizer)})
+options |= dict(max_new_tokens={n}, eos_token_id={[*data.stop_tokens(tokenizer), *ids_]}{texts})
 output = model.generate(torch.tensor([ids]), **options)
 print(tokenizer.decode(output[0, len(ids) :]))
 ````

@@ -3,7 +3,8 @@
     python checkpoint.py RUN [FOLDER]     the policy of the run's last checkpoint as a Hugging Face
                                           folder, on a CPU, also while the run goes on (default:
                                           RUN/model-STEP; a run that ends makes RUN/model itself)
-    python checkpoint.py RUN --push USER/NAME [--private]           onto the Hugging Face hub
+    python checkpoint.py RUN --push USER/NAME [--private]           onto the Hugging Face hub, as
+                                          also RUN/best
 
 A checkpoint is a folder OUT/checkpoints/step-000050 made by torch.distributed.checkpoint (so a
 different number of ranks can load it) plus state.pt: buffer, counters, prompt position. It is
@@ -279,7 +280,8 @@ def keep_best(cfg: Config, policy: Policy, tokenizer, step: int) -> None:
         best = card.read(Path(cfg.out, "best"))
         flags = best.get("config", {})
         same = all(flags.get(f"eval_{name}") == getattr(cfg, f"eval_{name}") for name in names)
-        better = value is not None and (not same or value > score(best["evaluation"]))
+        before = score(best.get("evaluation", {}))
+        better = value is not None and (not same or before is None or value > before)
     if gather([better])[0]:
         export(policy, tokenizer, Path(cfg.out, "best"), cfg.out, step)
 
@@ -387,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
         allow_abbrev=False,
     )  # fmt: skip
     flag = parser.add_argument
-    flag("run", type=Path, metavar="RUN", help="folder of a run")
+    flag("run", type=Path, metavar="RUN", help="folder of a run; to push, also RUN/best")
     flag("folder", type=Path, nargs="?", metavar="FOLDER", help="a new one for the model")
     done = "RUN/model if the run is done, else an export of its last checkpoint"
     flag("--push", metavar="USER/NAME", help=f"upload to this repository of the hub: {done}")
@@ -396,17 +398,22 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.private and not args.push:
             raise ValueError("--private: is about --push USER/NAME; add it, or leave this out")
-        cfg, folder = saved_config(args.run) or {}, args.run / "model"
-        as_it_is = (
-            args.push and not args.folder and card.read(folder).get("step") == cfg.get("steps", 0)
-        )
+        if args.folder and args.folder.exists():
+            raise ValueError(f"{args.folder}: is there already; name a new folder")
+        made = bool(card.read(args.run))  # RUN/best, say
+        if made and not args.push:
+            raise ValueError(
+                f"{args.run}: is a model's folder already; --push USER/NAME uploads it"
+            )
+        cfg = {} if made else saved_config(args.run) or {}
+        folder = args.run if made else args.run / "model"
+        whole = made or card.read(folder).get("step") == cfg.get("steps", 0)
+        as_it_is = args.push and not args.folder and whole
         if not as_it_is and not (cfg and latest(args.run)):
             raise ValueError(
                 f"{args.run}: holds no checkpoint yet; give the folder of a run (--save_every says "
                 "when)"
             )
-        if args.folder and args.folder.exists() and not (args.folder / "config.json").exists():
-            raise ValueError(f"{args.folder}: is there, and no model's folder; name a new one")
         if args.push:  # first: an export may take minutes
             card.make_repository(args.push, args.private)
         if not as_it_is:

@@ -131,8 +131,8 @@ class Config:
     weight_decay: float = 0.01  # AdamW's (verl's default, as in TinyZero / DeepScaleR)
     grad_clip: float = 1.0  # largest gradient norm (TinyZero / DeepScaleR)
     # train LoRA adapters of this rank, scaled by 32 / rank, on one frozen model that policy,
-    # anchors and critic share; also writes OUT/adapter. Wants higher learning rates, 10 times by
-    # lora.py's source; 0 = train all weights (paper)
+    # anchors and critic share; also writes OUT/adapter. Wants learning rates 3 to 10 times as high
+    # (docs/scaling.md); 0 = train all weights (paper)
     lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
@@ -179,7 +179,8 @@ class Config:
     keep_responses: int = 4
     save_every: int = 20  # steps between checkpoints
     keep: int = 2  # newest checkpoints kept; of two, one is left if the disk damages the other
-    # OUT/best: the policy of the best evaluation so far, by pass@1; the first of equal ones
+    # OUT/best: the policy of the best evaluation so far, by pass@1, with --reward by the mean
+    # reward; the first of equal ones
     keep_best: bool = False
 
     # Logging
@@ -268,7 +269,10 @@ def parse_flags(argv: list[str] | None = None) -> Config:
     if first.recipe and first.recipe.lower() not in RECIPES:
         raise ValueError(f"--recipe {first.recipe}: there is none; take {', '.join(RECIPES)}")
     recipe = RECIPES.get(first.recipe.lower(), dict(both={}, ppo={}, grpo={}))
-    cfg = read_flags(argv, Config(**recipe["both"] | recipe[first.algo]))
+    settings = recipe["both"] | recipe[first.algo]
+    if first.reward:  # it knows nothing of the recipe's benchmark
+        settings.pop("eval_data", None)
+    cfg = read_flags(argv, Config(**settings))
     cfg.recipe = cfg.recipe.lower()
     return cfg
 
@@ -400,6 +404,8 @@ def check_config(cfg: Config) -> None:
          "has an advantage of groups; use it with --algo grpo"),
         (cfg.filter_groups is None or cfg.filter_groups >= 0, "filter_groups", "is a number of "
          "rounds, 0 or more"),
+        (cfg.filter_groups is None or cfg.loss not in ("topr", "asymre"), "filter_groups", f"drops "
+         f"groups that --loss {cfg.loss} learns from; leave one of the two out"),
         (grpo or cfg.filter_groups is None, "filter_groups", "compares the responses of a group; "
          "use it with --algo grpo, or leave it out"),
         (grpo or cfg.replay != "buffer_matters", "replay",
@@ -427,8 +433,8 @@ def check_config(cfg: Config) -> None:
         (not cfg.keep_best or cfg.eval_data or cfg.data == "tiny", "keep_best", "nothing is "
          "evaluated, so nothing is best; give --eval_data, or leave it out"),
         (0 < cfg.gpu_memory < 1, "gpu_memory", "is a share, between 0 and 1"),
-        ({*named(cfg.track)} <= TRACKERS.keys(), "track", f"is none of {', '.join(TRACKERS)}; take "
-         "some of them, with commas between"),
+        (not cfg.track or named(cfg.track) and {*named(cfg.track)} <= TRACKERS.keys(), "track",
+         f"is none of {', '.join(TRACKERS)}; take some of them, with commas between"),
         (not missing(cfg.track), "track", "needs packages that are not installed; pip install "
          f"{' '.join(missing(cfg.track))}"),
         (lam_is_fine, "kl_convex", "must be schedule, schedule:START,EVERY, off or a number in "

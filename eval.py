@@ -324,7 +324,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def exported(model: str) -> dict:
     """The flags that a model's remix.json has for this program (card.py): of a folder, or of one
-    that was pushed to the hub. {} where there is none."""
+    that was pushed to the hub; own_reward: its run's --reward. {} where there is none."""
     local = os.path.expanduser(model)
 
     def find(name: str) -> str:
@@ -335,9 +335,10 @@ def exported(model: str) -> dict:
         return hf_hub_download(model, name)
 
     try:
-        flags = json.loads(Path(find("remix.json")).read_text())["eval_flags"]
+        said = json.loads(Path(find("remix.json")).read_text())
+        flags, own = said["eval_flags"], said["config"].get("reward", "")
         text = flags["prompt"]
-        return flags | dict(prompt=text if text in data.PROMPTS else find(text))
+        return flags | dict(own_reward=own, prompt=text if text in data.PROMPTS else find(text))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"--model {model}: its remix.json is damaged; restore it, or delete it."
@@ -351,6 +352,7 @@ def fill_in(args) -> None:
     brings its own format, and explicit fields are all that are given."""
     tiny = (args.model or "tiny").split(":")[0] == "tiny"
     run = {} if tiny or args.samples else exported(args.model)
+    own = run.pop("own_reward", "")
     for given, others in (
         (args.prompt, ["format"]),
         (args.problem_field or args.answer_field, ["problem_field", "answer_field"]),
@@ -358,15 +360,20 @@ def fill_in(args) -> None:
         run = {k: v for k, v in run.items() if not given or k not in others}
     # Fields that are named for one's own data need not be those of other data
     args.or_usual = "problem_field" in run
-    taken = {k: v for k, v in run.items() if v not in ("", None) and getattr(args, k, v) is None}
+    taken = {
+        k: v for k, v in run.items() if v not in ("", None, []) and getattr(args, k, v) is None
+    }
     usual = dict(temperature=0.6, top_p=0.95)
     for name, value in {**usual, **taken}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.n is None:
         args.n = 16 if args.temperature or args.samples else 1
+    if own and not args.reward and ranks()[0] == 0:
+        print(f"note: the run of {args.model} had --reward {own}; give it, to measure by that")
     if taken and ranks()[0] == 0:
-        said = " ".join(f"--{name} {value}" for name, value in taken.items())
+        pairs = [(k, v if isinstance(v, list) else [v]) for k, v in taken.items()]
+        said = " ".join(f"--{name} {value}" for name, values in pairs for value in values)
         print(f"as {args.model}/remix.json has it: {said}")
 
 

@@ -28,12 +28,12 @@ def token_texts(tokenizer, tokens: list[int]) -> list[str]:
 
 
 def trained_response(
-    r: Response, logp: list[float], age: int, eps: float, tokenizer, format: str
+    r: Response, logp: list[float], age: int, eps: float, tokenizer, format: str, stop: tuple = ()
 ) -> dict:
     """A line of responses.jsonl. r: as it was in its step; logp: under pi_theta, when it was last
     trained on. advantage: one number where all tokens have the same. clipped: the places of the
     tokens whose gradient the clip took."""
-    text, took = decode(tokenizer, r.tokens), torch.tensor(logp)
+    text, took = decode(tokenizer, r.tokens, stop), torch.tensor(logp)
     took = clip_took(took, r.logp_k, r.logp_b, r.advantages, eps)
     columns = dict(logp=logp, logp_k=r.logp_k, logp_b=r.logp_b, advantage=r.advantages)
     columns = {name: [round(float(v), 6) for v in of] for name, of in columns.items()}

@@ -160,7 +160,7 @@ class Log:
         self.place = {key: i for i, key in enumerate(chosen)}
         # Place -> mini-batches before it, log-probs: of passes on several ranks the last one counts
         self.seen: dict[int, tuple[int, list[float]]] = {}
-        self.how = dict(eps=eps, tokenizer=tokenizer, format=self.cfg.format)
+        self.how = dict(eps=eps, tokenizer=tokenizer, format=self.cfg.format, stop=self.cfg.stop)
 
     def keep_evaluation(self, records: list[dict], problems: list[Problem]) -> None:
         """Of eval.grade's records some, of the same problems every time."""
@@ -296,7 +296,7 @@ class Log:
     def write(self, row: dict) -> None:
         """A line in the file, and one on the screen. JSON has no nan: what is undefined is left
         out. 8 digits are more than float32 has."""
-        if "reward" in row and "eval/pass@1" in row:
+        if "reward" in row and score(row) is not None:
             row["seconds_eval"] = time.perf_counter() - self.rowed
         row = {
             k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in row.items() if v == v
@@ -320,14 +320,14 @@ class Log:
             text += f"  length {row['response_length']:5.1f}  rollouts {row['rollouts']:6d}"
             if known and "entropy" in row:  # 110 columns at most, with pass@1
                 text += f"  entropy {row['entropy']:.2f}"
-            if score := evaluation(row):
-                text += f"  {score}"
+            if found := evaluation(row):
+                text += f"  {found}"
             if row["grader_kills"]:
                 text += f"  {row['grader_kills']} gradings killed"
             self.say(f"{text}  {sum(self.seconds.values()):.1f} s, {left} left")
             self.bar.update()
-        elif score := evaluation(row):
-            self.say(f"base model: {score}, {row['eval/response_length']:.0f} tokens a response")
+        elif found := evaluation(row):
+            self.say(f"base model: {found}, {row['eval/response_length']:.0f} tokens a response")
 
 
 def evaluation(row: dict) -> str:

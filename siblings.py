@@ -444,7 +444,7 @@ def fill_up(
     trains on what there is, and without any group, replayed ones included, makes no update; the run
     goes on, as the next problems are others. The buffer gets groups with contrast alone, and replay
     does not make up for missing ones. KL and entropy act on the tokens that are left. TOPR and
-    AsymRE learn from groups without contrast, too: filtered they are other methods."""
+    AsymRE learn from groups without contrast, too, so they are refused."""
     for _ in range(rounds):
         missing = wanted - len(filtered(groups, rounds))
         if missing > 0:

@@ -80,7 +80,7 @@ TRACKERS = dict(tensorboard=to_tensorboard, wandb=to_wandb, trackio=to_trackio)
 
 def named(track: str) -> list[str]:
     """The trackers of --track."""
-    return [name for name in track.split(",") if name]
+    return [name.strip() for name in track.split(",") if name.strip()]
 
 
 def missing(track: str) -> list[str]:

@@ -5,6 +5,7 @@
 #   bash train.sh compare                the same beside PPO, and PPO with as many passes; a figure
 #   bash train.sh tiny --algo grpo       flags pass through
 #   bash train.sh 1.5b                   the paper's ReMix-PPO; 7b, and 32b for 4 nodes of 8 GPUs
+#   bash train.sh 1.5b-lora              adapters, for one GPU of 24 GB; 7b-lora for one of 80 GB
 #
 # NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes, on each:
 # TORCHRUN="--nnodes 2 --rdzv_backend c10d --rdzv_endpoint HOST:29500". The same command goes on

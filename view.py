@@ -29,6 +29,7 @@ CURVES = (
 )
 TABLE = "step rollouts reward format_rate eval/pass@1 eval/reward response_length".split()
 TABLE += ["kl", "entropy", "grad_norm", *(f"clip_fraction/age{age}" for age in range(3))]
+LISTS = ("stop", "stop_token_ids")  # settings that are
 PER_TOKEN = "tokens logp logp_k logp_b advantage".split()  # of a line of responses.jsonl
 
 
@@ -76,7 +77,8 @@ def cut(response: dict, most: int) -> dict:
 def settings(config: dict) -> list[tuple]:
     """(name, value, whether it is not the default) of config.json."""
     default = {f.name: f.default for f in fields(Config)}
-    plain = {k: v for k, v in config.items() if not isinstance(v, (dict, list))}
+    plain = {k: " ".join(map(str, v)) if k in LISTS else v for k, v in config.items()}
+    plain = {k: v for k, v in plain.items() if not isinstance(v, (dict, list))}
     if config.get("starts"):
         plain["command"] = config["starts"][-1]["command"]
     return [(k, v, k in default and v != default[k]) for k, v in plain.items()]

@@ -52,7 +52,9 @@ def problem(rng: random.Random) -> dict:
     target, *others = rng.sample(numbers, len(numbers) - 1)
     for number in others:
         target = rng.choice([ADD, TIMES, lambda a, b: abs(a - b)])(target, number)
-    text = f"Make {target} out of {', '.join(map(str, numbers))} with + - * / and brackets."
+    text = (
+        f"Make {target} out of {', '.join(map(str, numbers))}, each at most once, with + - * / ( )."
+    )
     return dict(problem=text, numbers=numbers, target=target)
 
 

@@ -1,8 +1,10 @@
-"""Your own reward, second example: programs. What a response's function gives on the row's tests.
+r"""Your own reward, second example: programs. What a response's function gives on the row's tests.
 
     .venv/bin/python -m pip install pydantic-monty
     python examples/programs.py problems.jsonl       # 1,000 problems; a second argument is the seed
-    bash train.sh 1.5b --data problems.jsonl --reward examples/programs.py:reward --out out/programs
+    python examples/programs.py held_out.jsonl 1
+    bash train.sh 1.5b --data problems.jsonl --eval_data held_out.jsonl \
+        --reward examples/programs.py:reward --out out/programs
 
 The last block ```python after </think> counts; the reward is the share of tests that it passes. A
 model's code may do anything, so it runs in Monty, an interpreter without files, network or other

@@ -147,6 +147,30 @@ def test_another_evaluation_is_not_compared(evaluated, tmp_path):
     assert step_of(tmp_path / "best") == 2
 
 
+def test_a_best_without_a_score_is_no_best(evaluated, tmp_path):
+    evaluated(0, 0.9)
+    path = tmp_path / "best" / "remix.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(evaluation={})))
+    evaluated(1, 0.2)
+    assert step_of(tmp_path / "best") == 1
+
+
+def test_a_run_with_stops_and_a_reward_of_ones_own(evaluated, tmp_path, capsys):
+    """The export has them for eval.py, the card for its readers."""
+    reward = tmp_path / "mine.py"
+    reward.write_text("def reward(response, row):\n    return 1.0\n")
+    evaluated(0, 0.9, "--stop", "}", "--stop_token_ids", 7, "--reward", f"{reward}:reward",
+              name="eval/reward")  # fmt: skip
+    args = args_of("--model", tmp_path / "best")
+    assert (args.stop, args.stop_token_ids, args.reward) == (["}"], [7], None)
+    printed = capsys.readouterr().out
+    assert "--stop } --stop_token_ids 7" in printed
+    assert f"had --reward {reward}:reward; give it, to measure by that" in printed
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "stop=['}'], include_stop_str_in_output=True, stop_token_ids=[7])" in card
+    assert "stop_strings=['}'], tokenizer=tokenizer)" in card and "\n- math\n" not in card
+
+
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_kill_inside_the_export_of_the_best(evaluated, tmp_path, monkeypatch, call):
     """Before its first rename, and between its two: the best of before is there after a resume,
@@ -532,9 +556,24 @@ def test_what_is_no_run_is_refused(tmp_path, group, capsys):
         assert f"{folder}: holds no checkpoint yet" in error and len(error.splitlines()) == 1
 
 
+def test_the_best_is_pushed_and_not_replaced(done, hub, capsys):
+    before = (done / "best" / "remix.json").read_bytes()
+    ran = push(hub, done / "best", "--push", "me/mine")
+    assert ran.returncode == 0, ran.stderr
+    assert_arrived(hub, done / "best")
+    for argv, message in [
+        ([done, done / "best"], "is there already; name a new folder"),
+        ([done / "best"], "is a model's folder already; --push USER/NAME uploads it"),
+    ]:
+        with pytest.raises(SystemExit):
+            checkpoint.main(list(map(str, argv)))
+        assert f"{done / 'best'}: {message}" in capsys.readouterr().err
+    assert (done / "best" / "remix.json").read_bytes() == before
+
+
 def test_a_folder_of_other_things_is_not_replaced(done, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(SystemExit):
         checkpoint.main([str(done), str(tmp_path)])
-    assert f"{tmp_path}: is there, and no model's folder; name a new" in capsys.readouterr().err
+    assert f"{tmp_path}: is there already; name a new folder" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "precious"

@@ -56,6 +56,13 @@ def test_a_recipe_is_the_command_it_stands_for(recipe):
         config.check_config(config.resolve(cfg))
 
 
+def test_a_recipes_benchmark_is_not_for_a_reward_of_ones_own():
+    flags = ["--recipe", "1.5b", "--reward", "mine.py:reward"]
+    assert config.parse_flags(flags).eval_data == ""
+    assert config.parse_flags([*flags, "--eval_data", "mine.jsonl"]).eval_data == "mine.jsonl"
+    assert config.parse_flags(flags[:2]).eval_data
+
+
 def test_A7_no_recipe_defines_the_samplers_error_away():
     """The trainer's own log-probs in place of the engine's need a weight for the gap."""
     for recipe in config.RECIPES:

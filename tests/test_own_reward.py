@@ -486,6 +486,8 @@ def test_countdown_is_trained_on_and_a_changed_file_ends_the_resumed_run(base, t
     rows = run(base, tmp_path / "a", *flags, "--steps", 2)
     assert [row["step"] for row in rows] == [0, 1, 2] and rows[2]["grader_kills"] == 0
     known = {"eval/reward", "eval/best@2", "eval/reward_ci"}
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[2])["seconds_eval"] > 0
     assert known < rows[0].keys() and "eval/pass@1" not in rows[0]
     assert not {"answer_rate", "format_rate", "grader_unparsable"} & rows[1].keys()
     two = run(base, tmp_path / "b", *flags, "--steps", 1, ranks=2)

@@ -193,6 +193,10 @@ def test_bytes_that_are_no_text_confuse_no_stop():
         (["--stop", "a", "--stop", ""], r"--stop \('a', ''\): holds an empty text"),
         (["--filter_groups", 2], "--filter_groups 2: compares the responses of a group; use it"),
         (["--algo", "grpo", "--filter_groups", -1], "--filter_groups -1: is a number of rounds"),
+        (
+            ["--algo", "grpo", "--filter_groups", 1, "--loss", "topr"],
+            "--filter_groups 1: drops groups that --loss topr learns from; leave",
+        ),
     ],
 )
 def test_bad_flags(flags, message):

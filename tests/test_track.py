@@ -207,6 +207,7 @@ def test_a_disk_that_fills_up_costs_the_tracker_alone(tmp_path, monkeypatch):
     [
         ("--track mlflow", "--track mlflow: is none of tensorboard, wandb, trackio; take"),
         ("--track a.b,wandb", "--track a.b,wandb: is none of"),
+        ("--track ,", "--track ,: is none of tensorboard"),
         ("--track tensorboard,wandb", "pip install tensorboard wandb"),
         ("--peak_tflops -1", "--peak_tflops -1.0: must not be negative"),
     ],
@@ -219,6 +220,13 @@ def test_refusals(monkeypatch, flags, message):
     with pytest.raises(ValueError) as error:
         config.check_config(cfg)
     assert message in str(error.value)
+
+
+def test_several_with_spaces():
+    assert trackers.named("tensorboard, trackio") == ["tensorboard", "trackio"]
+    config.check_config(
+        config.parse_config(["--recipe", "tiny", "--track", "tensorboard, trackio"])
+    )
 
 
 # ---------------------------------------------------------------------------------- the whole thing

@@ -112,6 +112,16 @@ def kept_rows(folder) -> list[dict]:
     return metrics.read_metrics(Path(folder, "responses.jsonl"))
 
 
+def test_a_kept_text_ends_where_the_graded_one_does():
+    """--stop: the token that completes it may hold more."""
+    r = response("ab}c")
+    texts = [
+        kept.trained_response(r, [-1.0] * 4, 0, 0.2, BYTES, "r1", stop)["text"]
+        for stop in ((), ("}",))
+    ]
+    assert texts[0] == "ab}c" and texts[1] == "ab}"
+
+
 def test_a_step_keeps_the_last_pass_and_the_marks(log, tmp_path, monkeypatch):
     """Two passes over three responses on two ranks: which rank has one in a pass may change."""
     fresh, middle = response("ab", reward=1.0), response("cd", reward=0.5)
