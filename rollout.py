@@ -86,6 +86,7 @@ class VLLMEngine:
         self, model: str, max_model_len: int, dtype: str, gpu_memory: float, tensor_parallel: int
     ):
         parallel.become_a_rank()
+        ours = "TORCHDYNAMO_DISABLE" not in os.environ
         quiet_vllm()
         from vllm import LLM, SamplingParams
 
@@ -118,6 +119,8 @@ class VLLMEngine:
                     f"--engine vllm: does not run {model}, of the type "
                     f"{self.lm.config.model_type!r} ({reason}); use --engine hf"
                 ) from error
+        if ours:  # or --compile would do nothing for the models that are loaded after it
+            os.environ.pop("TORCHDYNAMO_DISABLE", None)
         engine_model = self.llm.apply_model(lambda m: m)[0]
         give_back(engine_model)
         # Without a head of its own (Gemma 2) it wants none; with one it wants it, tied or not

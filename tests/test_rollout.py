@@ -305,3 +305,14 @@ def test_B9_the_limit_on_the_gap_knows_dtype_and_device(monkeypatch):
     # A3: which of the engines it is, the sentence does not know
     with pytest.raises(rollout.WrongWeights, match="limit 0.0001 in float32.* the other --engine"):
         rollout.check_gap([zero], [two], "float32")
+
+
+@pytest.mark.slow
+def test_vllm_leaves_compilation_to_the_trainer(engines):
+    """On a CPU vLLM itself is kept from it, or its start would take longer (quiet_vllm)."""
+    engines("vllm")
+
+    def f(x):
+        return x
+
+    assert torch.compile(f) is not f
