@@ -136,7 +136,8 @@ class Config:
     lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
-    # torch.compile each layer: faster, after a start that is some minutes slower
+    # torch.compile each layer when it is first used: some minutes, and on a CPU no gain
+    # (docs/speed.md); not measured on a GPU
     compile: bool = False
     # attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
