@@ -150,7 +150,7 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
     unlike, seen = {"out", "prompt", "shard", "save_every", "top_p"}, set()
     for line in done.stdout.splitlines():
         python, script, *flags = line.split()
-        new = asdict(parse_config(flags))
+        new = json.loads(json.dumps(asdict(parse_config(flags))))  # tuples are lists there
         _, _, file, run = new["out"].split("/")
         key = (file, run.rpartition("-seed")[0], new["seed"])
         seen.add(key)
