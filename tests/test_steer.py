@@ -23,6 +23,7 @@ import remix
 import rollout
 import siblings
 from buffer import Response
+from model import Policy, full_weights, load_model
 from reward import Grader
 from tiny import embedded_problems
 
@@ -113,10 +114,11 @@ def cut(tokenizer, sample, stop, ids):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("vllm", marks=slow), "hf"])
-def test_a_response_ends_at_a_stop(kind, engines, tokenizer):
+def test_a_response_ends_at_a_stop(kind, base, engines, tokenizer):
     """Both engines: with the token that completes the text, its log-probs as they were, finished.
     The texts are from the responses themselves, of two tokens and of a part of one."""
     engine = engines(kind)
+    engine.sync(full_weights(load_model(Policy, base, device="cpu", dtype="float32")))
     prompts = [
         tokenizer.apply_chat_template(
             [dict(role="user", content=row["problem"])], add_generation_prompt=True
