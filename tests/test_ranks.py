@@ -77,6 +77,18 @@ def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor
     return torch.load(out)
 
 
+def assert_gradients_of_one_rank(base, folder: Path, algo: str, flags: list, launches: list):
+    """launches: (shard, ranks a node, nodes), each against one rank."""
+    one = gradients(base, folder / "one", *flags)
+    # 2 steps of 2 passes
+    assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)
+    for shard, ranks, nodes in launches:
+        name = f"{shard}-{ranks}-{nodes}"
+        several = gradients(base, folder / name, *flags, "--shard", shard, ranks=ranks, nodes=nodes)
+        for i, (a, b) in enumerate(zip(one, several, strict=True)):
+            assert (a - b).abs().max() < 1e-6 and (a - b).norm() < 5e-6 * a.norm(), (name, i)
+
+
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
 def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
     """Replayed and fresh data, both anchors (k3, exact), uneven shares (5 responses on 2 ranks),
@@ -112,19 +124,10 @@ def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
     ]
     flags += ["--lr", 1e-30, "--critic_lr", 1e-30, "--weight_decay", 0]
     flags += ["--kl_estimator", "exact"] if algo == "grpo" else []
-    one = gradients(base, tmp_path / "one", *flags)
-    # 2 steps of 2 passes
-    assert len(one) == (4 if algo == "grpo" else 8) and all(g.norm() > 1e-4 for g in one)
     launches = (
         [("none", 2, 1), ("node", 2, 1)] if algo == "ppo" else [("node", 1, 2), ("node", 2, 2)]
     )
-    for shard, ranks, nodes in launches:
-        name = f"{shard}-{ranks}-{nodes}"
-        several = gradients(
-            base, tmp_path / name, *flags, "--shard", shard, ranks=ranks, nodes=nodes
-        )
-        for i, (a, b) in enumerate(zip(one, several, strict=True)):
-            assert (a - b).abs().max() < 1e-6 and (a - b).norm() < 5e-6 * a.norm(), (name, i)
+    assert_gradients_of_one_rank(base, tmp_path, algo, flags, launches)
 
 
 def children(pid: int) -> list[int]:
