@@ -38,7 +38,8 @@ class Config:
     DeepScaleR, the code bases that it builds on; "derived": from the rollout counts it reports."""
 
     # Run and data
-    # settings to start from, which other flags override: tiny, 1.5b, 7b, 32b, 1.5b-lora or 7b-lora
+    # settings to start from, which other flags override: tiny, smollm, 1.5b, 7b, 32b, 1.5b-lora or
+    # 7b-lora
     recipe: str = ""
     # run folder: config.json, metrics.jsonl, curve.png, checkpoints/, model/
     # [out/RECIPE-ALGO-seedN]
@@ -205,6 +206,13 @@ BIG = dict(
     save_every=5,  # a step takes many minutes, and a kill loses all that are not saved
     dtype="bfloat16",  # and no "auto": a machine without a GPU is an error, not a slow run
 )  # fmt: skip
+
+
+def example(name: str) -> str:
+    """A file of examples/, as seen from where the command runs."""
+    return os.path.relpath(Path(__file__).with_name("examples") / name)
+
+
 RECIPES: dict[str, dict[str, dict]] = {
     # The embedded task, on a laptop; 128 responses a step either way
     "tiny": dict(
@@ -225,6 +233,31 @@ RECIPES: dict[str, dict[str, dict]] = {
         ),
         ppo=dict(prompts_per_step=128, mini_batch=32),
         grpo=dict(prompts_per_step=16, group_size=8, mini_batch=4),
+    ),  # fmt: skip
+    # A language model of 135M that writes English, on sums: an hour on a CPU, minutes on a GPU
+    "smollm": dict(
+        both=dict(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            data=example("sums.jsonl"),
+            eval_data=example("sums_test.jsonl"),
+            prompt=example("sums.txt"),
+            temperature=0.7,  # at 1.0 it is right in 2 to 5 % of the samples
+            max_prompt_tokens=160,
+            max_tokens=64,
+            tokens_per_micro_batch=4096,
+            lr=3e-6,
+            critic_lr=3e-5,
+            warmup_steps=3,
+            steps=24,
+            reincarnation_step=12,
+            kl_convex="schedule:4,2",
+            behaviour_logp="trainer",
+            engine_weight="tis",
+            eval_every=4,
+            eval_n=2,
+        ),
+        ppo=dict(prompts_per_step=128, mini_batch=64),
+        grpo=dict(prompts_per_step=16, group_size=8, mini_batch=8),
     ),  # fmt: skip
     # The paper's runs: T and steps by its rollout counts
     "1.5b": dict(
@@ -362,7 +395,7 @@ def check_config(cfg: Config) -> None:
     vllm = cfg.engine == "vllm" or cfg.engine == "auto" and find_spec("vllm") is not None
     flash = cfg.dtype == "bfloat16" and is_flash_attn_2_available()
     weighs = cfg.engine_weight != "off"
-    big = cfg.recipe not in ("", "tiny")
+    big = RECIPES.get(cfg.recipe, dict(both={}))["both"].get("dtype") == "bfloat16"
     clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
     rows = [  # is it fine, the flag, what to do
         (not big or torch.cuda.is_available() or cfg.dtype == "float32", "recipe", "is for GPUs, "

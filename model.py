@@ -55,8 +55,9 @@ class TokenTerms(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, rows, weight, bias, labels, temperature: float, anchors: tuple[Anchor, ...],
-        cap: float | None = None,
+        cap: float | None = None, math: tuple[Callable, Callable] | None = None,
     ):  # fmt: skip
+        ctx.of_terms, ctx.of_logits = math or (row_terms, row_gradients)
         heads = [(rows, weight, bias), *anchors]
         chunk = min(max(1, LOGITS_PER_CHUNK // (len(weight) * len(heads))), max(1, len(rows)))
         per_part = LOGITS_PER_PART_GPU if rows.is_cuda else LOGITS_PER_PART
@@ -69,13 +70,10 @@ class TokenTerms(torch.autograd.Function):
             at = slice(start, start + chunk)
             logits = chunk_logits(heads, at, ctx.buffers)
             for row in parts(ctx.part, *logits, labels[at], *terms[:, at]):
-                (z, *others), (y, logp, H, *kls) = row[: len(heads)], row[len(heads) :]
-                log_p = log_softmax(z, temperature, cap)
-                logp.copy_(log_p.gather(-1, y[:, None]).squeeze(-1))
-                p = torch.exp(log_p)
-                H.copy_(-(p * log_p).sum(-1))
-                for kl, other in zip(kls, others, strict=True):
-                    kl.copy_((p * (log_p - log_softmax(other, temperature, cap))).sum(-1))
+                (z, *others), (y, *out) = row[: len(heads)], row[len(heads) :]
+                values = ctx.of_terms(z, others, y, temperature, cap)
+                for term, value in zip(out, values, strict=True):
+                    term.copy_(value)
         logp, *kept = terms.unbind()
         ctx.save_for_backward(rows, weight, bias, labels, *kept)
         return logp, *kept
@@ -103,16 +101,8 @@ class TokenTerms(torch.autograd.Function):
                 logits = chunk_logits(heads, at, buffers)
             by_row = (x[at, None] for x in (labels, d_logp, *terms, *d_terms))
             for row in parts(ctx.part, *logits, *by_row):
-                (z, *others), (y, dl) = row[:n], row[n : n + 2]
-                (H, *kls), (dh, *d_kls) = row[n + 2 : 2 * n + 2], row[2 * n + 2 :]
-                log_p = log_softmax(z, ctx.temperature, ctx.cap)
-                of_p = dl + dh * (log_p + H)
-                for other, kl, dk in zip(others, kls, d_kls, strict=True):
-                    of_p -= dk * (log_p - log_softmax(other, ctx.temperature, ctx.cap) - kl)
-                d = -torch.exp(log_p) * of_p
-                d.scatter_add_(-1, y, dl).div_(ctx.temperature)
-                if ctx.cap:
-                    d *= 1 - torch.tanh(z.to(d.dtype) / ctx.cap).square()
+                (z, *others), (y, dl), own = row[:n], row[n : n + 2], row[n + 2 :]
+                d = ctx.of_logits(z, others, y, dl, own[:n], own[n:], ctx.temperature, ctx.cap)
                 z.copy_(d)
             torch.mm(logits[0], weight, out=d_rows[at])
             if d_weight is not None and weight.dtype == exact:
@@ -121,7 +111,35 @@ class TokenTerms(torch.autograd.Function):
                 d_weight += logits[0].T @ rows[at]
             if bias is not None:
                 d_bias += logits[0].sum(0, dtype=exact)
-        return d_rows, d_weight, d_bias, None, None, None, None
+        return d_rows, d_weight, d_bias, *[None] * 5
+
+
+def row_terms(
+    z: Tensor, others: list[Tensor], y: Tensor, temperature: float, cap: float | None
+) -> tuple[Tensor, ...]:
+    """Logits (n, V), those of each anchor, labels (n,) -> log-prob, H, KL_1, ... (n,) each."""
+    log_p = log_softmax(z, temperature, cap)
+    p = torch.exp(log_p)
+    kls = ((p * (log_p - log_softmax(other, temperature, cap))).sum(-1) for other in others)
+    return log_p.gather(-1, y[:, None]).squeeze(-1), -(p * log_p).sum(-1), *kls
+
+
+def row_gradients(
+    z: Tensor, others: list[Tensor], y: Tensor, dl: Tensor, terms: tuple, d_terms: tuple,
+    temperature: float, cap: float | None,
+) -> Tensor:  # fmt: skip
+    """The gradient (n, V) for the logits z: of the log-probs' dl, and of the terms' d_terms, which
+    are, like the labels, (n, 1)."""
+    (H, *kls), (dh, *d_kls) = terms, d_terms
+    log_p = log_softmax(z, temperature, cap)
+    of_p = dl + dh * (log_p + H)
+    for other, kl, dk in zip(others, kls, d_kls, strict=True):
+        of_p -= dk * (log_p - log_softmax(other, temperature, cap) - kl)
+    d = -torch.exp(log_p) * of_p
+    d.scatter_add_(-1, y, dl).div_(temperature)
+    if cap:
+        d *= 1 - torch.tanh(z.to(d.dtype) / cap).square()
+    return d
 
 
 def parts(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -177,6 +195,7 @@ class Policy(nn.Module):
         super().__init__()
         self.lm, (scale, cap) = lm, output_function(lm.config)
         self.temperature, self.cap = temperature / scale, cap and cap / scale
+        self.math = None  # of the head, where it is compiled
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """By their names in the language model, as they are sharded and stored."""
@@ -201,7 +220,7 @@ class Policy(nn.Module):
         head = self.lm.get_output_embeddings()
         labels = x.labels[where]
         terms = TokenTerms.apply(
-            rows, head.weight, head.bias, labels, self.temperature, anchors, self.cap
+            rows, head.weight, head.bias, labels, self.temperature, anchors, self.cap, self.math
         )
         logp, H, *kl = (term.new_zeros(x.mask.shape).index_put(where, term) for term in terms)
         return logp, H, dict(zip(heads or (), kl, strict=True))
@@ -302,10 +321,13 @@ def load_model(
 
 
 def compile_layers(model: nn.Module) -> nn.Module:
-    """--compile. Their forward alone, so that FSDP2's hooks and checkpointing stay outside; for any
-    lengths, as every micro-batch has its own."""
+    """--compile: the layers, and the float32 math of a Policy's head. The layers' forward alone, so
+    that FSDP2's hooks and checkpointing stay outside; for any lengths, as every micro-batch has its
+    own."""
     for block in blocks(model):
         block.forward = torch.compile(block.forward, dynamic=True)
+    if isinstance(model, Policy):
+        model.math = tuple(torch.compile(f, dynamic=True) for f in (row_terms, row_gradients))
     return model
 
 

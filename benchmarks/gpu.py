@@ -1,24 +1,24 @@
-"""One CUDA GPU, ten minutes: does all of it run there, how fast, in how much memory?
+"""One CUDA GPU: does all of it run there, how fast, in how much memory?
 
     python benchmarks/gpu.py                    every part; no network and no vLLM needed
     python benchmarks/gpu.py --parts 1,3        some of them
-    python benchmarks/gpu.py --smollm FOLDER    with part 2: a real language model, or its .gguf
+    python benchmarks/gpu.py --smollm FOLDER    with part 2, a real language model
     python benchmarks/gpu.py --rehearse         tiny shapes on a CPU: finds typos, measures nothing
 
 Parts, each of one or more jobs; a job is a process of its own with its own time limit, and one that
 fails ends no other:
     1  remix.py as users run it, embedded task: learns, engine_gap, goes on after its end, exports
-    2  SmolLM2-135M-Instruct with ReMix-GRPO on sums of two to four numbers
+    2  SmolLM2-135M-Instruct by its recipe, with vLLM where that is there
     3  update at 1.5B shapes, 8,192-token responses: tokens/s, MFU, what the time goes to
     4  peak memory of each phase at 1.5B, against the simulation of benchmarks/memory.py
     5  the head: TokenTerms against a plain log-softmax
-    6  the engines at 1.5B: start, tokens/s, engine_gap, sync, sleep and wake; vLLM in three modes
+    6  the engines at 1.5B: start, tokens/s, engine_gap, sync, sleep and wake
 
 Results in --out: gpu.md (the table, after every job), gpu.jsonl (all numbers, as they come),
 gpu.log (what the jobs printed). 1.5B means the shapes of DeepSeek-R1-Distill-Qwen-1.5B with random
-weights made on the device. MFU counts a step's useful work: 6 operations a parameter and token
-without the embedding (the head on response tokens alone) and causal attention. HFU adds what is
-computed again.
+weights made on the device. MFU counts a step's useful work: 6 operations a parameter and token (4
+where the weights are frozen) without the embedding, the head on response tokens alone, and causal
+attention. HFU adds what is computed again.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -43,7 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 NOMINAL = 989e12  # bf16 operations/s of an H100 SXM, dense
 GIB = 2**30
-SIMULATED = ROOT / "benchmarks/results/memory_1.5B.json"  # simulate(shape("1.5B"), 1)
+SIMULATED = ROOT / "benchmarks/results"  # simulate(shape("1.5B"), 1), also with lora_rank=RANK
+RANK = 32  # of LoRA
 
 
 # ------------------------------------------------------------------------------------- of every job
@@ -120,16 +120,13 @@ def product_speed(n: int) -> float:
     return 10 * 2 * n**3 / t["s"]
 
 
-def run_remix(o, name: str, flags: str, mode: str = "", goes_on: bool = False) -> Path:
+def run_remix(o, name: str, flags: str, goes_on: bool = False) -> Path:
     """remix.py in a process of its own -> its run folder. Its output goes to the log."""
     out = Path(o.work, name)
     if not goes_on:  # an earlier call may have left one
         shutil.rmtree(out, ignore_errors=True)
-    small = "--dtype bfloat16 --shard node " if o.rehearse else ""
-    command = [str(ROOT / "remix.py")]
-    if mode not in ("", "default"):  # vLLM's arguments are not flags of remix.py
-        command = [__file__, "--remix", mode, "--"]
-    command = [sys.executable, *command, *(small + flags).split(), "--out", str(out)]
+    small = ["--dtype", "bfloat16", "--shard", "node"] * o.rehearse
+    command = [sys.executable, str(ROOT / "remix.py"), *flags.split(), *small, "--out", str(out)]
     print("$", " ".join(command), flush=True)
     done = subprocess.run(command, cwd=ROOT)
     if done.returncode:
@@ -137,21 +134,20 @@ def run_remix(o, name: str, flags: str, mode: str = "", goes_on: bool = False) -
     return out
 
 
-def learned(o, case: str, out: Path, steps: int) -> None:
-    """Reports a run from its metrics.jsonl. Failed: where it is not whole, or the gap too large."""
+def learned(o, case: str, out: Path) -> None:
+    """Reports a run from its metrics.jsonl. Failed: where the gap is too large."""
     from metrics import read_metrics
 
     rows = read_metrics(out / "metrics.jsonl")
-    if [row["step"] for row in rows] != list(range(steps + 1)):
-        raise Failed(f"{case}: steps {[row['step'] for row in rows]} in metrics.jsonl")
     scores = {row["step"]: row["eval/pass@1"] for row in rows if "eval/pass@1" in row}
     curve = " ".join(f"{step}:{100 * score:.0f}" for step, score in scores.items())
     gap = max(row.get("engine_gap", 0.0) for row in rows)
     late = rows[-1]
     seconds = {k: late[f"seconds_{k}"] for k in ("rollout", "frozen", "update")}
+    machine = {k: v for k, v in late.items() if k.startswith("machine/")}
     report(
         o, case, **{"pass@1 % at step": curve, "worst engine_gap": gap, "limit": 0.05},
-        **{f"last step's {k} s": v for k, v in seconds.items()},
+        **{f"last step's {k} s": v for k, v in seconds.items()}, **machine,
         **{"length": late["response_length"], "entropy": late["entropy"], "kl": late["kl"]},
     )  # fmt: skip
     if not gap <= 0.05:  # rollout.check_gap's limit in bf16
@@ -172,9 +168,14 @@ def tiny_flags(o, algo: str, steps: int) -> str:
 
 
 def learn_ppo(o) -> None:
-    steps = 3 if o.rehearse else 12
-    out = run_remix(o, "ppo", tiny_flags(o, "ppo", steps) + " --engine hf")
-    learned(o, "ReMix-PPO, hf engine", out, steps)
+    out = run_remix(o, "ppo", tiny_flags(o, "ppo", 3 if o.rehearse else 12) + " --engine hf")
+    learned(o, "ReMix-PPO, hf engine", out)
+
+
+def learn_lora(o) -> None:
+    flags = " --engine hf --lora_rank 16 --lr 1e-3 --critic_lr 3e-3"
+    out = run_remix(o, "lora", tiny_flags(o, "ppo", 3 if o.rehearse else 12) + flags)
+    learned(o, "ReMix-PPO, adapters of rank 16", out)
 
 
 def learn_grpo(o) -> None:
@@ -182,7 +183,7 @@ def learn_grpo(o) -> None:
     steps, more = (3, 4) if o.rehearse else (12, 14)
     flags = " --engine hf --kl_estimator exact --behaviour_logp trainer"
     out = run_remix(o, "grpo", tiny_flags(o, "grpo", steps) + flags)
-    learned(o, "ReMix-GRPO, hf engine, exact KL", out, steps)
+    learned(o, "ReMix-GRPO, hf engine, exact KL", out)
     before = (out / "metrics.jsonl").read_text().splitlines()
     run_remix(o, "grpo", tiny_flags(o, "grpo", more) + flags, goes_on=True)
     after = (out / "metrics.jsonl").read_text().splitlines()
@@ -207,88 +208,22 @@ def exported(o, out: Path) -> None:
         raise Failed("the exported model gives logits that are not finite")
 
 
-def learn_vllm(o) -> None:
-    mode = working_mode(o)
-    steps = 3 if o.rehearse else 12
-    out = run_remix(o, "ppo-vllm", tiny_flags(o, "ppo", steps) + " --engine vllm", mode)
-    learned(o, f"ReMix-PPO, vLLM engine ({mode})", out, steps)
-
-
 # ---------------------------------------------------------------------------------- part 2: SmolLM2
-
-EXAMPLE = (
-    "<|im_start|>user\n7 + 4 - 8<|im_end|>\n<|im_start|>assistant\n"
-    "7 + 4 = 11. 11 - 8 = 3. The answer is \\boxed{3}.<|im_end|>\n"
-    "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
-)
-
-
-def sums(count: int, seed: int) -> list[dict]:
-    """Different sums of two to four numbers whose running totals are never negative."""
-    rng, found = random.Random(seed), {}
-    while len(found) < count:
-        total, text = rng.randint(1, 20), ""
-        text = str(total)
-        for _ in range(rng.randint(1, 3)):
-            number = rng.randint(1, 20)
-            minus = rng.random() < 0.5 and number <= total
-            total += -number if minus else number
-            text += f" {'-' if minus else '+'} {number}"
-        found[text] = dict(problem=text, answer=str(total))
-    return list(found.values())
-
-
-def smollm_folder(source: str, work: str) -> str:
-    """A model folder as it is; a .gguf file as a normal Llama folder in float32."""
-    if not source.endswith(".gguf"):
-        return source
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    target = Path(work, "smollm")
-    if (target / "config.json").exists():
-        return str(target)
-    folder, file = os.path.split(os.path.abspath(source))
-    lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    values = {k: v for k, v in lm.config.to_dict().items() if k != "quantization_config"}
-    plain = LlamaForCausalLM(LlamaConfig(**values))  # transformers saves no dequantised model
-    plain.load_state_dict(lm.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    # transformers 5.17 reads another one from the file
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plain.config.eos_token_id)
-    partial_folder = target.with_name("smollm.partial")
-    plain.save_pretrained(partial_folder)
-    tokenizer.save_pretrained(partial_folder)
-    os.rename(partial_folder, target)
-    return str(target)
 
 
 def learn_smollm(o) -> None:
-    """ReMix-GRPO, 16 prompts x 8, replay, reincarnation after half of the steps."""
-    stand_in = not o.smollm  # in a rehearsal: the embedded model, which knows other words
-    folder = str(ROOT / "models/tiny-ab3c3ed703") if stand_in else smollm_folder(o.smollm, o.work)
-    rows, work = sums(600, seed=0), Path(o.work)
-    for name, part in dict(train=rows[100:], test=rows[:100]).items():
-        (work / f"sums-{name}.json").write_text(json.dumps(part))
-    (work / "example.txt").write_text(EXAMPLE)
-    mode = working_mode(o, none="hf")
-    engine = "hf" if mode == "hf" else "vllm"
-    steps, eval_every = (2, 2) if o.rehearse else (o.smollm_steps, 5)
-    flags = (
-        f"--model {folder} --data {work}/sums-train.json --eval_data {work}/sums-test.json "
-        f"--prompt {'plain' if stand_in else work / 'example.txt'} --algo grpo --engine {engine} "
-        f"--steps {steps} --reincarnation_step {max(1, steps // 2)} --kl_convex schedule:10,3 "
-        f"--prompts_per_step 16 --group_size 8 --mini_batch 8 --max_prompt_tokens 160 "
-        f"--max_tokens 64 --temperature 0.7 --lr {o.smollm_lr} --behaviour_logp trainer "
-        f"--eval_every {eval_every} --eval_n 4 --eval_temperature 0.7 --save_every 1000 "
-        f"--gpu_memory 0.3 --tokens_per_micro_batch 16384"
-    )
-    if o.rehearse:
-        flags += " --prompts_per_step 4 --group_size 2 --mini_batch 2 --eval_limit 4 --eval_n 1"
-        flags += " --dtype float32 --shard none"  # a CPU may take minutes for SmolLM2 in bfloat16
+    """The recipe with the engine that users have: vLLM where it is there."""
+    engine = "vllm" if find_spec("vllm") and not o.rehearse else "hf"
+    flags = f"--recipe smollm --algo grpo --engine {engine} --save_every 1000 --gpu_memory 0.3 "
+    flags += f"--steps {o.smollm_steps} --tokens_per_micro_batch 16384 "
+    if o.smollm:
+        flags += f"--model {o.smollm} "
+    if o.rehearse:  # the embedded model, which knows other words
+        flags += f"--model {ROOT}/models/tiny-ab3c3ed703 --prompt plain --prompts_per_step 4 "
+        flags += "--group_size 2 --mini_batch 2 --steps 2 --eval_limit 4 --eval_n 1"
     with clock() as t:
-        out = run_remix(o, f"smollm-{engine}", flags, "" if engine == "hf" else mode)
-    learned(o, f"{Path(folder).name}, ReMix-GRPO, lr {o.smollm_lr}, {mode} engine", out, steps)
+        out = run_remix(o, f"smollm-{engine}", flags)
+    learned(o, f"SmolLM2-135M-Instruct, ReMix-GRPO, {engine} engine", out)
     report(o, "the same, whole run", **{"s": t["s"]})
 
 
@@ -344,12 +279,18 @@ def random_weights(device: str) -> Iterator[None]:
         yield
 
 
-def load(kind, s: Shape, device: str, **options):
-    """model.load_model in bf16, sharded as on a GPU."""
+def loader(o, s: Shape, rank: int = 0, **options):
+    """model.load_model in bf16, sharded as on a GPU; or lora.loader around it. Checkpointing."""
+    import lora
     from model import load_model
 
-    with random_weights(device):
-        return load_model(kind, s.folder, device=device, dtype="bfloat16", **options)
+    options |= dict(name=s.folder, device=o.device, dtype="bfloat16", checkpointing=True)
+
+    def load(kind, **more):
+        with random_weights(o.device):
+            return load_model(kind, **options | more)
+
+    return lora.loader(load, rank, True, 2) if rank else load
 
 
 def responses(s: Shape, n: int, seed: int = 0, length: int = 0) -> list:
@@ -427,32 +368,31 @@ class Trainer:
             optimizer.zero_grad()
 
 
-def work_of(s: Shape, lengths: list[tuple[int, int]], checkpointing: bool) -> tuple[float, float]:
-    """Operations of an update on responses of (prompt, response) tokens: useful, and all."""
+def work_of(
+    s: Shape, lengths: list[tuple[int, int]], checkpointing: bool, frozen: bool
+) -> tuple[float, float]:
+    """Operations of an update on responses of (prompt, response) tokens: useful, and all.
+    frozen: no gradients of the weights (LoRA)."""
     c = s.config
     H, inner, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
     kv = c.num_key_value_heads * H // c.num_attention_heads
     trunk, head = layers * (2 * H * H + 2 * H * kv + 3 * H * inner), c.vocab_size * H
-    forward = again = 0.0
+    products = attention = again = 0.0
     for prompt, response in lengths:
         L = prompt + response
-        of_trunk = 2 * trunk * L + 2 * L * L * H * layers  # causal: half of the square
-        of_head = 2 * head * response
-        forward += of_trunk + of_head
-        again += of_head + of_trunk * checkpointing  # TokenTerms computes its logits twice
-    return 3 * forward, 3 * forward + again
-
-
-def compile_layers(o, policy) -> None:
-    """torch.compile for each decoder layer: alike, so they are compiled once."""
-    for layer in policy.lm.base_model.layers:
-        layer.compile(backend="aot_eager" if o.rehearse else "inductor")  # seconds, not a minute
+        of_attention = 2 * L * L * H * layers  # causal: half of the square
+        products += 2 * (trunk * L + head * response)
+        attention += of_attention
+        again += 2 * head * response  # TokenTerms computes its logits twice
+        again += (2 * trunk * L + of_attention) * checkpointing
+    useful = (2 if frozen else 3) * products + 3 * attention
+    return useful, useful + again
 
 
 # ----------------------------------------------------------------------------------- part 3: update
 
 
-def measured_update(o, s: Shape, case: str, trainer: Trainer, rs: list, top: float, **how) -> None:
+def measured_update(o, s: Shape, case: str, trainer: Trainer, rs: list, top: float) -> None:
     """Gradients of a mini-batch, once to warm up, then timed; and the optimizer's step."""
     with clock() as first:
         trainer.gradients(rs)
@@ -467,7 +407,8 @@ def measured_update(o, s: Shape, case: str, trainer: Trainer, rs: list, top: flo
             trainer.step()
         steps.append(t["s"])
     lengths = [(len(r.prompt), len(r.tokens)) for r in rs]
-    useful, everything = work_of(s, lengths, how["checkpointing"])
+    checkpointing = "no checkpointing" not in case
+    useful, everything = work_of(s, lengths, checkpointing, "rank" in case)
     tokens, seconds = sum(map(sum, lengths)), min(times)
     report(
         o, case, **{
@@ -496,38 +437,31 @@ def budget_of(o) -> int:
     return 128 if o.rehearse else 16384  # of full length: one response each
 
 
-def update(o) -> None:
+def update(o, compiled: bool = False, rank: int = 0) -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     from model import Policy
 
     s, top = prepare(o)
-    rs = responses(s, 2)
+    rs, kind = responses(s, 2), "compiled, " * compiled + f"rank {rank}, " * bool(rank)
     with clock() as t:
-        policy = load(Policy, s, o.device, checkpointing=True)
+        policy = loader(o, s, rank, compiled=compiled)(Policy)
     report(o, "load_model, weights drawn on the device", s=t["s"])
     trainer = Trainer(o, s, dict(policy=policy), budget_of(o))
-    measured_update(o, s, "checkpointing", trainer, rs, top, checkpointing=True)
-    short = responses(s, 7, length=s.response // 4)
-    what = f"checkpointing, {s.response // 4:,}-token responses"
-    measured_update(o, s, what, trainer, short, top, checkpointing=True)
-    profile(o, "checkpointing", trainer, rs[:1])
+    measured_update(o, s, f"{kind}checkpointing", trainer, rs, top)
+    if not kind:
+        short = responses(s, 7, length=s.response // 4)
+        what = f"checkpointing, {s.response // 4:,}-token responses"
+        measured_update(o, s, what, trainer, short, top)
+    profile(o, f"{kind}checkpointing", trainer, rs[:1])
     policy.lm.gradient_checkpointing_disable()
-    measured_update(o, s, "no checkpointing", trainer, rs, top, checkpointing=False)
-    profile(o, "no checkpointing", trainer, rs[:1])
-
-
-def update_compiled(o) -> None:
-    from model import Policy
-
-    s, top = prepare(o)
-    rs = responses(s, 2)
-    policy = load(Policy, s, o.device)
-    compile_layers(o, policy)
-    trainer = Trainer(o, s, dict(policy=policy), budget_of(o))
-    measured_update(o, s, "compiled, no checkpointing", trainer, rs, top, checkpointing=False)
-    profile(o, "compiled", trainer, rs[:1])
-    recompute = dict(use_reentrant=False)
-    policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
-    measured_update(o, s, "compiled, checkpointing", trainer, rs, top, checkpointing=True)
+    measured_update(o, s, f"{kind}no checkpointing", trainer, rs, top)
+    profile(o, f"{kind}no checkpointing", trainer, rs[:1])
+    if not kind and torch.cuda.is_available():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            measured_update(o, s, "no checkpointing, cuDNN's attention", trainer, rs, top)
+            profile(o, "no checkpointing, cuDNN's attention", trainer, rs[:1])
 
 
 KERNELS = {  # words in a kernel's name -> what it is counted as; the first that fits
@@ -574,10 +508,11 @@ def profile(o, case: str, trainer: Trainer, rs: list) -> None:
 # ----------------------------------------------------------------------------------- part 4: memory
 
 
-def expected_bytes(o, s: Shape) -> dict[str, int]:
+def expected_bytes(o, s: Shape, rank: int) -> dict[str, int]:
     """Simulated on a CPU beforehand: it takes minutes."""
-    if not o.rehearse and SIMULATED.exists():
-        return json.loads(SIMULATED.read_text())
+    file = SIMULATED / f"memory_1.5B{'_lora' * bool(rank)}.json"
+    if not o.rehearse and file.exists():
+        return json.loads(file.read_text())
     import memory
 
     import model
@@ -585,12 +520,12 @@ def expected_bytes(o, s: Shape) -> dict[str, int]:
     part = model.LOGITS_PER_PART
     how = dict(response=s.response, budget=budget_of(o)) if o.rehearse else {}
     memory.PROMPT = s.prompt
-    simulated = memory.simulate(s.config, 1, **how)
+    simulated = memory.simulate(s.config, 1, lora_rank=rank, **how)
     model.LOGITS_PER_PART = part
     return simulated
 
 
-def memory_phases(o) -> None:
+def memory_phases(o, rank: int = 0) -> None:
     """ReMix-PPO, checkpointing, micro-batches of 16,384 tokens: the order of memory.simulate."""
     import torch
 
@@ -599,73 +534,57 @@ def memory_phases(o) -> None:
     from model import Critic, Policy
 
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
-    s = shape_of(o)
-    expected = expected_bytes(o, s)
+    s, budget = shape_of(o), budget_of(o)
+    expected = expected_bytes(o, s, rank)
     _, _, o.device = parallel.init_distributed()
-    resident = ["policy", "critic", "anchors"]
+    kind = f"rank {rank}, " * bool(rank)
 
-    def phase(name: str, simulated: float | None, seconds: float, **more) -> None:
-        peak = peak_gib()
-        numbers = {"peak GiB": peak}
+    @contextlib.contextmanager
+    def phase(name: str, **more) -> Iterator[None]:
+        reset_peak()
+        with clock() as t:
+            yield
+        compare(name, peak_gib(), expected.get(name), s=t["s"], **more)
+
+    def compare(name: str, measured: float | None, simulated: int | None, **more) -> None:
+        numbers = {"GiB": measured}
         if simulated is not None:
             numbers["simulated GiB"] = simulated / GIB
-            numbers["ratio"] = peak / simulated * GIB if peak else None
-        report(o, name, **numbers, s=seconds, **more)
+            numbers["ratio"] = measured / simulated * GIB if measured else None
+        report(o, kind + name, **numbers, **more)
 
-    reset_peak()
-    with clock() as t:
-        policy = load(Policy, s, o.device, checkpointing=True)
-        critic = load(Critic, s, o.device, checkpointing=True)
-        base, prev = (load(Policy, s, o.device, frozen=True) for _ in range(2))
+    with phase("load"):
+        load = loader(o, s, rank)
+        policy = load(Policy)
+        base, prev = (load(Policy, frozen=True) for _ in range(2))
+        critic = load(Critic)
     now = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
-    phase("load", None, t["s"])
-    of_them = sum(expected[name] for name in resident) / GIB
-    report(o, "loaded", **{"GiB": now, "simulated GiB": of_them})
-    budget = budget_of(o)
+    parts = ("policy", "critic", "anchors", "backbone")
+    compare("loaded", now, sum(expected.get(part, 0) for part in parts))
+
     trainer = Trainer(o, s, dict(policy=policy, critic=critic), budget)
     rs = responses(s, max(1, budget // (s.prompt + s.response)))
-    for _ in range(2):  # in the second, gradients and optimizer states are there from the start
-        rows = []
-        reset_peak()
-        with clock() as t:
-            trainer.gradients(rs, critic_too=False)
-        rows.append(("update policy", peak_gib(), t["s"]))
-        reset_peak()
-        with clock() as t:
-            trainer.gradients(rs, policy_too=False)
-        rows.append(("update critic", peak_gib(), t["s"]))
-        reset_peak()
-        with clock() as t:
-            for m in trainer.models.values():
-                parallel.clip_gradients(m, 1.0)
-            for optimizer in trainer.optimizers.values():
-                optimizer.step()
-        rows.append(("optimizer", peak_gib(), t["s"]))
-    for name, peak, seconds in rows:
-        ratio = peak / expected[name] * GIB if peak else None
-        numbers = {"peak GiB": peak, "simulated GiB": expected[name] / GIB, "ratio": ratio}
-        report(o, name, **numbers, s=seconds)
-    for optimizer in trainer.optimizers.values():
-        optimizer.zero_grad()
+    trainer.gradients(rs)
+    trainer.step()  # from here on optimizer states are there
+    trainer.gradients(rs)  # and gradients
+    with phase("update policy"):
+        trainer.gradients(rs, critic_too=False)
+    with phase("update critic"):
+        trainer.gradients(rs, policy_too=False)
+    with phase("optimizer"):
+        trainer.step()
 
     many = max(1, 4 * budget // (s.prompt + s.response))
     frozen = responses(s, many)
-    tokens = many * (s.prompt + s.response)
     for name, of in dict(policy=policy, critic=critic, base=base).items():
         parallel.frozen_pass(of, frozen[:1], 4 * budget, o.device)
-        reset_peak()
-        with clock() as t:
+        with phase(f"frozen {name}", tokens=many * (s.prompt + s.response)):
             parallel.frozen_pass(of, frozen, 4 * budget, o.device)
-        speed = {"tokens/s": tokens / t["s"]}
-        phase(f"frozen pass of the {name}", expected.get(f"frozen {name}"), t["s"], **speed)
-    reset_peak()
-    with clock() as t:
+    with phase("sync"):
         for _, tensor in model.full_weights(policy, "bfloat16"):
             del tensor
-    phase("sync, whole tensors one by one", expected["sync"], t["s"])
-    with clock() as t:
+    with phase("pi_{k-1} <- pi_k"):
         model.copy_weights(prev, policy)
-    report(o, "pi_{k-1} <- pi_k", s=t["s"])
 
 
 # ------------------------------------------------------------------------------------- part 5: head
@@ -736,53 +655,8 @@ def head(o) -> None:
 
 # ---------------------------------------------------------------------------------- part 6: engines
 
-# What vllm.LLM gets besides rollout.VLLMEngine's arguments: nothing; no torch.compile, but CUDA
-# graphs; neither; neither, on the older model runner
-SIZES = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256]
-GRAPHS = dict(mode=0, cudagraph_mode="FULL_DECODE_ONLY", cudagraph_capture_sizes=SIZES)
-EAGER = dict(enforce_eager=True, attention_backend="FLASH_ATTN")
-MODES: dict[str, dict] = {
-    "graph": dict(compilation_config=GRAPHS, attention_backend="FLASH_ATTN"),
-    "default": {},
-    "eager": EAGER,
-    "old": EAGER,
-}
 
-
-def working_mode(o, none: str = "default") -> str:
-    """The best of vLLM's modes that worked in part 6; `none` where none has been tried or did."""
-    tried = Path(o.work, "vllm_modes")
-    worked = tried.read_text().split() if tried.exists() else []
-    wanted = [mode for mode in ("default", "graph", "eager", "old") if mode in worked]
-    return o.vllm_mode or (wanted[0] if wanted else none)
-
-
-def patch_vllm(mode: str) -> None:
-    """vllm.LLM with the mode's arguments, for whoever imports it next."""
-    from rollout import quiet_vllm
-
-    if mode == "old":
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    quiet_vllm()
-    import torch
-    import vllm
-
-    more = MODES[mode] if torch.cuda.is_available() else {}
-    vllm.LLM = partial(vllm.LLM, **more)
-
-
-def engine_vllm(mode: str, o) -> None:
-    patch_vllm(mode)
-    engine(o, "vllm", mode)
-    with open(Path(o.work, "vllm_modes"), "a") as file:
-        file.write(mode + "\n")
-
-
-def engine_hf(o) -> None:
-    engine(o, "hf", "hf")
-
-
-def engine(o, kind: str, mode: str) -> None:
+def engine(o, kind: str) -> None:
     """The project's engine at 1.5B: start, speed, agreement after each of two syncs, sleep."""
     import torch
 
@@ -805,9 +679,9 @@ def engine(o, kind: str, mode: str) -> None:
         sampler = make_engine(kind, s.folder, dtype="bfloat16", gpu_memory=0.4, **limits)
     asleep = free_gib()
     taken = None if free is None else free - asleep
-    report(o, f"{mode}: start", **{"s": t["s"], "GiB held asleep": taken})
+    report(o, f"{kind}: start", **{"s": t["s"], "GiB held asleep": taken})
 
-    policy = load(Policy, s, o.device)
+    policy = loader(o, s)(Policy)
     asked = [r.prompt for r in responses(s._replace(prompt=prompt), many, length=4)]
     draw = partial(sampler.generate, max_tokens=tokens, temperature=1.0)
     budget = budget_of(o)
@@ -838,23 +712,22 @@ def engine(o, kind: str, mode: str) -> None:
         differ = torch.cat([r.logp_b for r in rs]) - torch.cat(theirs)
         value = differ.abs().mean().item()
         if not value <= most:  # random weights round more than a language model's; wrong ones: > 1
-            raise Failed(f"{mode}: engine_gap {value:.3g}")
+            raise Failed(f"{kind}: engine_gap {value:.3g}")
         return value
 
     seconds = sync()
     draw(asked[:4], 1, seeds=[0, 10, 20, 30])  # the first call compiles
     first, second = speed(), speed()
-    report(o, f"{mode}: first rollout", **first)
-    report(o, f"{mode}: second rollout", **second)
-    report(o, f"{mode}: after the first sync", **{"sync s": seconds, "engine_gap": gap()})
+    report(o, f"{kind}: first rollout", **first)
+    report(o, f"{kind}: second rollout", **second)
+    report(o, f"{kind}: after the first sync", **{"sync s": seconds, "engine_gap": gap()})
     with torch.no_grad():
         for p in policy.parameters():
             if p.ndim == 2:
                 p.mul_(1.1)
     seconds = sync()
     changed = gap()
-    report(o, f"{mode}: other weights", **{"sync s": seconds, "engine_gap": changed})
-    prove(o, mode, sampler, policy, gap)
+    report(o, f"{kind}: other weights", **{"sync s": seconds, "engine_gap": changed})
 
     if kind == "vllm":
         sampler.wake("weights", "kv_cache")
@@ -866,35 +739,12 @@ def engine(o, kind: str, mode: str) -> None:
             sampler.wake("weights", "kv_cache")
         back = None if awake is None else asleep - awake
         report(
-            o, f"{mode}: sleep and wake",
+            o, f"{kind}: sleep and wake",
             **{"sleep s": t["s"], "wake s": up["s"], "GiB that come back": back,
                "engine_gap": gap()},
         )  # fmt: skip
-        report(o, f"{mode}: rollout after it", **speed())
+        report(o, f"{kind}: rollout after it", **speed())
     sampler.close()
-
-
-def prove(o, mode: str, sampler, policy, gap) -> None:
-    """The start of every run: what the changed weights give, and what a tensor that is the old one
-    does to that, if it is noticed at all."""
-    from model import full_weights
-    from rollout import perturbed
-
-    layer = f"model.layers.{policy.lm.config.num_hidden_layers // 2}."
-    names = ["self_attn.q_proj.weight", "self_attn.o_proj.weight", "self_attn.k_proj.bias"]
-    names = [layer + name for name in [*names, "mlp.up_proj.weight", "input_layernorm.weight"]]
-    names += ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"]
-    old = {k: w.clone() for k, w in full_weights(policy, "bfloat16") if k in names}
-    gaps = {}
-    with perturbed(policy), clock() as t:
-        sampler.sync(full_weights(policy, "bfloat16"))
-        gaps["engine_gap"] = gap(math.inf)
-        for name in names:
-            sampler.sync((k, old[k] if k == name else w) for k, w in
-                         full_weights(policy, "bfloat16"))  # fmt: skip
-            gaps[f"without {name.removeprefix(layer)}"] = gap(math.inf)
-    report(o, f"{mode}: proof of the sync", **gaps, s=t["s"])
-    sampler.sync(full_weights(policy, "bfloat16"))
 
 
 @contextlib.contextmanager
@@ -953,32 +803,23 @@ JOBS: dict[str, Job] = {
     "environment": Job(0, environment, 60, 5),
     "learn-ppo": Job(1, learn_ppo, 170, 40),
     "learn-grpo": Job(1, learn_grpo, 220, 60, beside=True),
+    "learn-lora": Job(1, learn_lora, 170, 40, beside=True),
     "update": Job(3, update, 150, 40),
-    "engine-graph": Job(6, partial(engine_vllm, "graph"), 180, 60),
-    "engine-eager": Job(6, partial(engine_vllm, "eager"), 150, 60),
-    "engine-old": Job(6, partial(engine_vllm, "old"), 150, 60),
-    "update-compiled": Job(3, update_compiled, 200, 60),
+    "update-compiled": Job(3, partial(update, compiled=True), 200, 60),
+    "update-lora": Job(3, partial(update, rank=RANK), 150, 40),
     "memory": Job(4, memory_phases, 120, 30),
+    "memory-lora": Job(4, partial(memory_phases, rank=RANK), 120, 30),
     "head": Job(5, head, 60, 20),
-    "learn-vllm": Job(1, learn_vllm, 170, 50),
-    "engine-default": Job(6, partial(engine_vllm, "default"), 200, 90),
-    "engine-hf": Job(6, engine_hf, 90, 30),
+    "engine-vllm": Job(6, partial(engine, kind="vllm"), 200, 90),
+    "engine-hf": Job(6, partial(engine, kind="hf"), 90, 30),
     "smollm": Job(2, learn_smollm, 300, 90),
 }
 
 
 def why_not(name: str, o) -> str:
     """A reason to skip the job, or nothing."""
-    needs_vllm = name in ("engine-graph", "engine-default", "engine-eager", "engine-old")
-    if (needs_vllm or name == "learn-vllm") and not find_spec("vllm"):
+    if name == "engine-vllm" and not find_spec("vllm"):
         return "vLLM is not there"
-    worked = (Path(o.work, "vllm_modes")).exists()
-    if name in ("engine-eager", "engine-old") and worked:
-        return "another mode worked"
-    if o.rehearse and name in ("engine-default", "engine-eager", "engine-old"):
-        return "on a CPU the modes are one"
-    if name == "learn-vllm" and not worked and not o.vllm_mode:
-        return "no mode of vLLM worked, or part 6 was left out (--vllm_mode names one)"
     if name == "smollm" and not o.smollm and not o.rehearse:
         return "no --smollm"
     return ""
@@ -1013,7 +854,6 @@ def start(name: str, o) -> tuple:
     """-> process, its log, when it began. In a session of its own: a limit ends all of it."""
     log = Path(o.work, f"{name}.log")
     flags = [f"--{k}={getattr(o, k)}" for k in ("out", "work", "smollm", "smollm_steps")]
-    flags += [f"--{k}={getattr(o, k)}" for k in ("smollm_lr", "vllm_mode") if getattr(o, k)]
     command = [sys.executable, __file__, "--job", name, *flags, *["--rehearse"] * o.rehearse]
     defaults = dict(
         PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
@@ -1093,14 +933,6 @@ def run_all(o) -> int:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--remix"]:  # remix.py with a mode of vLLM: --remix MODE -- flags
-        mode, flags = sys.argv[2], sys.argv[4:]
-        patch_vllm(mode)
-        import remix
-
-        sys.argv = ["remix.py", *flags]
-        remix.main()
-        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -1111,15 +943,12 @@ def main() -> None:
     flag("--out", type=Path, default=Path("out/gpu"), help="folder of the results")
     flag("--work", type=Path, help="scratch folder [OUT/work]")
     flag("--limit", type=float, default=3600, help="of the whole [s]")
-    flag("--smollm", default="", help="folder or .gguf file of SmolLM2-135M-Instruct")
-    flag("--smollm_steps", type=int, default=40)
-    flag("--smollm_lr", default="2e-6")
-    flag("--vllm_mode", default="", choices=["", *MODES], help="take this one, tried or not")
+    flag("--smollm", default="", help="folder or hub name of SmolLM2-135M-Instruct")
+    flag("--smollm_steps", type=int, default=24)
     flag("--job", help=argparse.SUPPRESS)  # in this process
     o = parser.parse_args()
     o.out = o.out.resolve()
     o.work = (o.work or o.out / "work").resolve()
-    o.smollm = os.path.abspath(o.smollm) if o.smollm else ""
     if not o.job:
         if (o.out / "gpu.jsonl").exists():
             sys.exit(f"gpu.py: --out {o.out}: holds results; name a new folder")

@@ -260,12 +260,8 @@ def simulate(
                 model.reshard()
                 peaks[f"frozen {name}"] = tracker.peak
             tracker.reset()
-            if lora_rank:
-                for _ in full_weights(policy, "bfloat16"):
-                    pass
-            else:
-                largest = max(policy.parameters(), key=lambda p: p.numel())
-                largest.full_tensor()
+            for _ in full_weights(policy, "bfloat16"):
+                pass
             peaks["sync"] = tracker.peak
     dist.destroy_process_group()
     return part | peaks | dict(tokens=rows * length)

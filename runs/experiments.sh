@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The experiments of docs/results.md, each run a line in runs/NAME.jsonl:
 #
-#   bash runs/experiments.sh NAME...   tune methods siblings ablation clip settings whipping lora, or all
+#   bash runs/experiments.sh NAME...   tune methods siblings ablation clip settings whipping lora
+#                                      smollm, or all
 #
 # Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
 # JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
-# runs/, so it makes the runs again; DRY=1 prints the commands and runs nothing.
+# runs/, so it makes the runs again; DRY=1 prints the commands and runs nothing. PYTHON=python3 runs
+# with that one and installs nothing; SMOLLM=FOLDER has the language model of smollm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-known="tune methods siblings ablation clip settings whipping lora"
-export RUNS=${RUNS:-runs} OUT=out/experiments
+known="tune methods siblings ablation clip settings whipping lora smollm"
+export RUNS=${RUNS:-runs} OUT=out/experiments python=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=1 # more threads are slower at this size
 
 [ "${1:-}" = all ] && set -- $known
@@ -152,8 +154,22 @@ lora() {
   done
 }
 
+# A language model of 135M, by its recipe: ReMix-GRPO, GRPO, and GRPO with as many passes in the
+# first phase; two rates each, about 2,450 rollouts.
+smollm() {
+  local rate common="--recipe smollm --algo grpo ${SMOLLM:+--model $SMOLLM} --engine hf"
+  common+=" --tokens_per_micro_batch 2048 --save_every 1000"
+  for rate in 2e-6 5e-6; do
+    add "remix-lr$rate" "$common" --lr $rate
+    add "grpo-m3-lr$rate" "$common" --lr $rate --off_policy_ratio 0 --utd_ratio 3 \
+      --kl_convex off --reincarnation_step 7 --steps 19
+    add "grpo-lr$rate" "$common" --lr $rate --steps 19 "$plain"
+  done
+}
+
 declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [ablation]="0 1 2 3 4"
-  [whipping]="0 1 2 3 4" [siblings]="0 1 2" [settings]="0 1 2" [clip]="0 1 2" [lora]="0 1 2")
+  [whipping]="0 1 2 3 4" [siblings]="0 1 2" [settings]="0 1 2" [clip]="0 1 2" [lora]="0 1 2"
+  [smollm]="0 1")
 
 one_run() { # EXPERIMENT NAME SEED FLAGS...
   local experiment=$1 name=$2 seed=$3 folder=$OUT/$1/$2-seed$3 log=$OUT/$1/logs/$2-seed$3.txt
@@ -163,20 +179,20 @@ one_run() { # EXPERIMENT NAME SEED FLAGS...
   exec 9>> "$log"
   flock -n 9 || { echo "$name-seed$seed: another shell is at it"; return; }
   echo "\$ python remix.py $* --out $folder" >> "$log"
-  .venv/bin/python remix.py "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
+  $python remix.py "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
     { echo "$name-seed$seed FAILED: see $log"; return; }
-  flock "$OUT/lock" .venv/bin/python runs/collect.py "$RUNS/$experiment.jsonl" "$folder"
+  flock "$OUT/lock" $python runs/collect.py "$RUNS/$experiment.jsonl" "$folder"
   rm -rf "$folder/checkpoints" "$folder/model" "$folder/curve.png"
   echo "$name-seed$seed: $(grep 'pass@1' "$log" | tail -n 1)"
 }
 export -f one_run
 
-[ -n "${DRY:-}" ] || bash install.sh
-losses=$(.venv/bin/python -c "from siblings import LOSSES; print(*LOSSES)")
+[ -n "${DRY:-}${PYTHON:-}" ] || bash install.sh
+losses=$($python -c "from siblings import LOSSES; print(*LOSSES)")
 if [ -z "${DRY:-}" ]; then
   mkdir -p "${equals%/*}" && printf '{problem} =' > "$equals"
   # the base model once, not by every run
-  .venv/bin/python -c "import tiny; tiny.make_base_model(settings=tiny.named('tiny:mending=0'))"
+  $python -c "import tiny; tiny.make_base_model(settings=tiny.named('tiny:mending=0'))"
 fi
 for experiment in "$@"; do # one after the other: tune finds the others' learning rates
   own=${seeds[$experiment]} jobs=()
@@ -185,7 +201,7 @@ for experiment in "$@"; do # one after the other: tune finds the others' learnin
   else
     own=${SEEDS:-$own}
     [ ${#lr[@]} -gt 0 ] ||
-      while read -r method rate; do lr[$method]=$rate; done < <(.venv/bin/python runs/best_lr.py)
+      while read -r method rate; do lr[$method]=$rate; done < <($python runs/best_lr.py)
   fi
   for seed in $own; do "$experiment"; done
   if [ -n "${DRY:-}" ]; then

@@ -401,7 +401,8 @@ def test_compiled_layers_compute_the_same(base, group, checkpointing):
         terms.append([term.detach() for pair in out for term in pair])
         grads.append([p.grad for p in policy.parameters()])
         layer = policy.lm.model.layers[0]
-        assert hasattr(layer.forward, "_torchdynamo_orig_callable") == compiled
+        for part in (layer.forward, *(policy.math or [print])):
+            assert hasattr(part, "_torchdynamo_orig_callable") == compiled
     for a, b in zip(*terms, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     for a, b in zip(*grads, strict=True):
