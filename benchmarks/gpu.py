@@ -216,11 +216,11 @@ def learn_smollm(o) -> None:
     engine = "vllm" if find_spec("vllm") and not o.rehearse else "hf"
     flags = f"--recipe smollm --algo grpo --engine {engine} --save_every 1000 --gpu_memory 0.3 "
     flags += f"--steps {o.smollm_steps} --tokens_per_micro_batch 16384 "
-    if o.smollm:
-        flags += f"--model {o.smollm} "
-    if o.rehearse:  # the embedded model, which knows other words
-        flags += f"--model {ROOT}/models/tiny-ab3c3ed703 --prompt plain --prompts_per_step 4 "
-        flags += "--group_size 2 --mini_batch 2 --steps 2 --eval_limit 4 --eval_n 1"
+    if o.rehearse:  # the embedded model knows other words
+        flags += "--prompts_per_step 4 --group_size 2 --mini_batch 2 --steps 2 --warmup_steps 1 "
+        flags += "--reincarnation_step 1 --eval_limit 4 --eval_n 1 --prompt plain "
+    if model := o.smollm or o.rehearse and ROOT / "models/tiny-ab3c3ed703":
+        flags += f"--model {model}"
     with clock() as t:
         out = run_remix(o, f"smollm-{engine}", flags)
     learned(o, f"SmolLM2-135M-Instruct, ReMix-GRPO, {engine} engine", out)

@@ -93,7 +93,7 @@ def test_recipes_sample_what_the_paper_says(recipe, rollouts):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ValueError, match="--recipe 13b: there is none; take tiny, 1.5b, 7b, 32b"):
+    with pytest.raises(ValueError, match="--recipe 13b: there is none; take tiny, smollm, 1.5b, 7b, 32b"):
         config.parse_flags(["--recipe", "13b"])
 
 
@@ -153,7 +153,7 @@ def test_friction_18_train_sh_says_a_slip_once(tmp_path):
     for name in ("train.sh", "config.py", ".venv"):
         (tmp_path / name).symlink_to((ROOT / name).resolve())
     for flags, status, line in [
-        (["13b"], 1, "config.py: --recipe 13b: there is none; take tiny, 1.5b, 7b, 32b"),
+        (["13b"], 1, "config.py: --recipe 13b: there is none; take tiny, smollm, 1.5b, 7b, 32b"),
         (["7b", "--sed", "1"], 2, "config.py: Unrecognized options: --sed, 1; did you mean --seed"),
     ]:
         command = ["bash", str(tmp_path / "train.sh"), *flags]

@@ -20,7 +20,7 @@ def rehearse(out, *flags):
 def test_jobs_run_in_a_rehearsal(tmp_path):
     """All but those that run remix.py, start vLLM or compile, which takes minutes: before a GPU is
     had, rehearse them by hand."""
-    jobs = "environment,update,memory,head,engine-hf"
+    jobs = "environment,update,update-lora,memory,memory-lora,head,engine-hf"
     code, printed = rehearse(tmp_path / "gpu", "--jobs", jobs)
     assert code == 0, printed[-6000:]
     table = (tmp_path / "gpu" / "gpu.md").read_text()
@@ -33,12 +33,12 @@ def test_jobs_run_in_a_rehearsal(tmp_path):
 @pytest.mark.slow
 def test_a_job_that_fails_ends_no_other_and_shows_its_last_lines(tmp_path):
     code, printed = rehearse(
-        tmp_path / "gpu", "--jobs", "smollm,head", "--smollm", str(tmp_path / "none.gguf")
+        tmp_path / "gpu", "--jobs", "smollm,head", "--smollm", str(tmp_path / "none")
     )
     assert code == 1
     table = (tmp_path / "gpu" / "gpu.md").read_text()
     assert "| 2 | smollm | | **FAILED, exit status 1" in table
     assert "| 5 | head | | **ok" in table and "TokenTerms" in table
-    assert "none.gguf" in printed
+    assert f"--model {tmp_path}/none: " in printed
     code, printed = rehearse(tmp_path / "gpu", "--jobs", "head")
     assert code == 1 and "holds results; name a new folder" in printed
