@@ -61,7 +61,7 @@ from metrics import (
     writing,
 )
 from model import Policy, full_weights, load_model
-from parallel import gather, gather_in_order, init_distributed
+from parallel import gather, gather_in_order, here, init_distributed
 
 
 @dataclass
@@ -152,7 +152,8 @@ def save_run(
     """Save the step. asked: the signal after which the run ends with it, unless it is done."""
     stored = buffer.state_dict(gather_in_order(buffer.stored()))
     values = vars(state) | dict(buffer=stored)
-    save(Path(cfg.out), state.step, models, optimizers, values, cfg.keep)
+    with here(*models.values(), *optimizers.values()):  # --offload: DCP wants them on the device
+        save(Path(cfg.out), state.step, models, optimizers, values, cfg.keep)
     if asked and state.step < cfg.steps:
         raise Stopped(asked, state.step)
 

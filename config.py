@@ -137,6 +137,9 @@ class Config:
     lora_rank: int = 0
     # recompute activations in the backward pass: less memory, about 1/3 more time
     gradient_checkpointing: bool = False
+    # host memory holds, pinned, what a phase of a step does not use: optimizer states, critic and
+    # anchors; the same numbers, and some seconds of copying a step (docs/scaling.md)
+    offload: bool = False
     # torch.compile each layer when it is first used: some minutes, and on a CPU no gain
     # (docs/speed.md); not measured on a GPU
     compile: bool = False
@@ -195,7 +198,7 @@ class Config:
 # May differ when a run goes on. Those of the second line change memory and, at most, the rounding;
 # evaluation looks at the policy and leaves it as it is
 CHANGEABLE = """out recipe steps save_every keep keep_best grader_workers track peak_tflops
-    tokens_per_micro_batch gradient_checkpointing compile gpu_memory tensor_parallel shard
+    tokens_per_micro_batch gradient_checkpointing offload compile gpu_memory tensor_parallel shard
     eval_data eval_first eval_every eval_n eval_limit eval_temperature eval_top_p eval_max_tokens
     keep_responses""".split()
 
@@ -416,6 +419,8 @@ def check_config(cfg: Config) -> None:
          "it"),
         (not cfg.lora_rank or find_spec("peft") is not None, "lora_rank", "needs the package peft, "
          "which is not installed here: .venv/bin/python -m pip install peft==0.21.0"),
+        (not cfg.offload or not cfg.lora_rank, "offload", "moves whole networks, which "
+         "--lora_rank does not have; leave one of the two out"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "
          "explores nothing, and logits divided by less overflow"),
         *each("gamma gae_lambda", lambda x: 0 <= x <= 1, "must be between 0 and 1"),

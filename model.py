@@ -471,8 +471,9 @@ def packing_is_exact(lm: nn.Module, x: Batch) -> bool:
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """target <- source, tensor by tensor (same architecture and sharding; the dtype may differ)."""
-    for t, s in zip(target.parameters(), source.parameters(), strict=True):
-        parallel.local(t).copy_(parallel.local(s))
+    with parallel.here(target, source):
+        for t, s in zip(target.parameters(), source.parameters(), strict=True):
+            parallel.local(t).copy_(parallel.local(s))
 
 
 def whole_head(policy: Policy, dtype: str) -> tuple[Tensor, Tensor | None]:
@@ -480,10 +481,11 @@ def whole_head(policy: Policy, dtype: str) -> tuple[Tensor, Tensor | None]:
     call it. The exact KL needs the anchors' (Policy.forward)."""
     head = policy.lm.get_output_embeddings()
     to = getattr(torch, dtype)
-    weight, bias = (
-        None if t is None else parallel.whole(t.detach().to(to, copy=True))
-        for t in (head.weight, head.bias)
-    )
+    with parallel.here(policy):
+        weight, bias = (
+            None if t is None else parallel.whole(t.detach().to(to, copy=True))
+            for t in (head.weight, head.bias)
+        )
     return weight, bias
 
 

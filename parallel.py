@@ -3,6 +3,7 @@
 Batch        what a forward pass gets; its fields are the legend of shapes of the whole project
 deal         samples -> micro-batches of the ranks, at the least cost
 micro_batches, frozen_pass, backward, clip_gradients     the pieces of a step that know of ranks
+park, fetch, here     --offload: a network or an optimizer off the device, and back
 shard        FSDP2 around a model; gather, on_every_rank: what all ranks have to agree on
 
 B responses of a micro-batch; T response tokens; L tokens of prompt + response; H hidden size. Rows
@@ -13,6 +14,7 @@ import functools
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -224,18 +226,19 @@ def frozen_pass(
         return []
     sizes = [len(r.tokens) for r in responses]
     flat = None  # all responses end to end, 0 where another rank computes
-    for indices in my_share(responses, budget):
-        # [0]: out of work, see above
-        x = collate([responses[i] for i in indices or [0]]).to(device)
-        rows = model(x, states=True) if states else model(x)
-        rows = (rows if isinstance(rows, Tensor) else rows[0]).cpu()
-        if flat is None:
-            flat = rows.new_zeros(sum(sizes), *rows.shape[2:])
-            results = flat.split(sizes)
-        for b, i in enumerate(indices):
-            results[i].copy_(rows[b, : sizes[i]])
-    if is_sharded(model):
-        model.reshard()  # without a backward pass the root would stay whole on every rank
+    with here(model):
+        for indices in my_share(responses, budget):
+            # [0]: out of work, see above
+            x = collate([responses[i] for i in indices or [0]]).to(device)
+            rows = model(x, states=True) if states else model(x)
+            rows = (rows if isinstance(rows, Tensor) else rows[0]).cpu()
+            if flat is None:
+                flat = rows.new_zeros(sum(sizes), *rows.shape[2:])
+                results = flat.split(sizes)
+            for b, i in enumerate(indices):
+                results[i].copy_(rows[b, : sizes[i]])
+        if is_sharded(model):
+            model.reshard()  # without a backward pass the root would stay whole on every rank
     if dist.get_world_size() > 1:
         dist.all_reduce(flat)
     return [result.clone() for result in results]  # on its own: the buffer keeps some for steps
@@ -263,6 +266,54 @@ def clip_gradients(model: nn.Module, most: float) -> float:
             g.copy_(part.view_as(g))
     norm = nn.utils.clip_grad_norm_(model.parameters(), most)
     return whole(norm).item()
+
+
+# --------------------------------------------------------- what a phase does not need (--offload)
+
+# A network or an optimizer off the device -> its storages there, each with its bytes on the host
+away: dict[nn.Module | torch.optim.Optimizer, list[tuple[torch.UntypedStorage, Tensor]]] = {}
+
+
+@torch.no_grad()
+def park(*things: nn.Module | torch.optim.Optimizer) -> None:
+    """Off the device, weights or optimizer states, into host memory (pinned, where there is a GPU).
+    Their storages are emptied, as FSDP2 does with gathered weights: whoever has a view of one,
+    FSDP2 or a tied layer, holds no memory, and sees the values again after `fetch`."""
+    for thing in things:
+        if isinstance(thing, nn.Module):
+            tensors = [*thing.parameters()]
+        else:
+            tensors = [t for state in thing.state.values() for t in state.values()]
+        for t in tensors:
+            if not local(t).untyped_storage().resizable():  # a plain model's, read from a file
+                t.data = t.data.clone()
+        storages = [local(t).untyped_storage() for t in tensors]
+        away[thing] = []
+        for storage in {s.data_ptr(): s for s in storages if s.nbytes()}.values():
+            there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            kept = torch.empty(len(there), dtype=torch.uint8, pin_memory=there.is_cuda)
+            away[thing].append((storage, kept.copy_(there)))
+            storage.resize_(0)
+
+
+def fetch(*things: nn.Module | torch.optim.Optimizer | None) -> list:
+    """Back onto the device -> those that were away, for `park`. The others stay as they are."""
+    fetched = [thing for thing in things if thing in away]
+    for thing in fetched:
+        for storage, kept in away.pop(thing):
+            storage.resize_(kept.nbytes)
+            storage.copy_(kept.untyped_storage())
+    return fetched
+
+
+@contextmanager
+def here(*things: nn.Module | torch.optim.Optimizer) -> Iterator[None]:
+    """On the device inside, and afterwards where they were before."""
+    fetched = fetch(*things)
+    try:
+        yield
+    finally:
+        park(*fetched)
 
 
 # ----------------------------------------------------------------------------------------- sharding

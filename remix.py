@@ -266,6 +266,9 @@ def train(
     buffer = Buffer(cfg.replay_window, siblings.REPLAYS[cfg.replay], rank, world)
     sibling = siblings.LOSSES.get(cfg.loss)  # None: ReMix's own loss, Eq. 3
     state = checkpoint.load_run(cfg, models, optimizers, buffer)
+    if cfg.offload:  # all but what samples; `parallel.here` has it on the device where it is used
+        others = [model for model in models.values() if model not in (policy, sampler)]
+        parallel.park(*others, *optimizers.values())
     grader = Grader(cfg.grader_workers, cfg.grader_deadline, own=cfg.reward)
     log = metrics.Log(cfg, state.step, device, models, optimizers)
     atexit.register(grader.close)  # also where the run is refused: its workers must not complain
@@ -388,6 +391,7 @@ def train(
             log.keep(fresh, replayed, eps, tokenizer)  # some responses, for view.py
 
         # ---------------------------------------------------------- update: m passes (UTD ratio m)
+        trained = parallel.fetch(critic, *optimizers.values())  # --offload: what was away
         for i in range(m):
             for mini in mini_batches(fresh, replayed, cfg.mini_batch, rng(3, step, i)):
                 mini = [r for group in mini for r in group]
@@ -420,6 +424,7 @@ def train(
                 for optimizer in optimizers.values():
                     optimizer.step()
                     optimizer.zero_grad()
+        parallel.park(*trained)
         log.phase("update")
 
         # ---------------------------------------------------------- push, log, evaluate, save

@@ -1,8 +1,10 @@
 """Policy, critic, batching: against the whole logits in float64, for any split into micro-batches,
 with eos learnt."""
 
+import gc
 import itertools
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -384,6 +386,50 @@ def test_copy_weights_and_full_weights(base, group):
     assert ours.keys() == theirs.keys() and "lm_head.weight" in ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours["lm_head.weight"].data_ptr() != theirs["lm_head.weight"].data_ptr()
+
+
+def memory_of_tensors() -> int:
+    """Bytes of all storages that a tensor of this process has a view of."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # a plain module; FSDP2's shards
+def test_what_is_parked_holds_no_memory_and_comes_back(base, group, dtype):
+    """With each step's weights and Adam parked behind it, and a frozen pass and a copy meanwhile:
+    the same run as without, bit for bit."""
+    seen = []
+    for offload in (False, True):
+        load = partial(load_model, Policy, base, device="cpu", dtype=dtype)
+        policy, frozen, numbers = load(), load(frozen=True), []
+        optimizer = torch.optim.AdamW(policy.parameters(), 1e-2, fused=True)
+        if offload:
+            parallel.park(frozen, optimizer)  # before any use; the optimizer still empty
+            parallel.fetch(optimizer)
+        for _ in range(3):
+            policy(collate(RESPONSES))[0].sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if offload:
+                states = [t for state in optimizer.state.values() for t in state.values()]
+                tensors = [parallel.local(t.detach()) for t in [*policy.parameters(), *states]]
+                size, before = sum(t.numel() * t.itemsize for t in tensors), memory_of_tensors()
+                del states, tensors
+                parallel.park(policy, optimizer)
+                kept = [k for x in (policy, optimizer) for _, k in parallel.away[x]]
+                assert sum(k.nbytes for k in kept) == size > 5e5
+                assert memory_of_tensors() == before  # the host has it: here the same memory ...
+                assert memory_of_tensors() - sum(k.nbytes for k in kept) == before - size
+                del kept
+            numbers += parallel.frozen_pass(policy, RESPONSES, 100, "cpu")
+            copy_weights(frozen, policy)
+            numbers += parallel.frozen_pass(frozen, RESPONSES, 100, "cpu")
+            assert (frozen in parallel.away) == (policy in parallel.away) == offload
+            parallel.fetch(policy, optimizer)
+        parallel.fetch(frozen)
+        seen.append([*numbers, *(tensor for _, tensor in full_weights(policy))])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and not parallel.away
 
 
 @pytest.mark.slow

@@ -41,11 +41,11 @@ def clean_env(**more):
     return {k: v for k, v in os.environ.items() if k not in of_the_group} | more
 
 
-def start(base, out, *flags, ranks=1):
+def start(base, out, *flags, ranks=1, script="remix.py"):
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "remix.py", "--model", base, "--out", str(out), *SMALL, *map(str, flags)]
+    command = [*launch, str(script), "--model", base, "--out", str(out), *SMALL, *map(str, flags)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -56,8 +56,8 @@ def start(base, out, *flags, ranks=1):
     )
 
 
-def run(base, out, *flags, ranks=1):
-    process = start(base, out, *flags, ranks=ranks)
+def run(base, out, *flags, **how):
+    process = start(base, out, *flags, **how)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stdout + stderr
     return metrics(out)
@@ -130,6 +130,51 @@ def test_a_run(base, tmp_path, algo, engine):
     assert tokenizer.chat_template
     written = json.loads((out / "config.json").read_text())
     assert written["algo"] == algo and written["clip_eps"] == 0.2 and "git_commit" in written
+
+
+# remix.py that writes, of every rank, how many networks and optimizers are off the device, and when
+AWAY = """
+import sys
+sys.path.insert(0, {root!r})
+import torch.distributed as dist
+import model, parallel, remix, rollout
+def noted(what, real):
+    def call(*args, **options):
+        with open({out!r} + str(dist.get_rank()), "a") as file:
+            file.write(f"{{what}} {{len(parallel.away)}}\\n")
+        return real(*args, **options)
+    return call
+rollout.HFEngine.generate = noted("generate", rollout.HFEngine.generate)
+model.Critic.forward = noted("critic", model.Critic.forward)
+parallel.backward = noted("backward", parallel.backward)
+remix.main()
+"""
+
+
+@slow
+@pytest.mark.parametrize(
+    "ranks, flags, while_sampling",
+    [
+        (1, "--kl_convex 0.7", 5),  # critic, base, prev and two optimizers
+        (2, "--shard all --kl_estimator exact --kl_convex 0.5 --sampler_lag 2", 6),  # and one lag's
+        (1, "--algo grpo --dtype bfloat16", 3),
+    ],
+)
+def test_offload_changes_memory_and_nothing_else(base, tmp_path, ranks, flags, while_sampling):
+    """Across the reincarnation step, and a run that goes on; sampling is with all of it away."""
+    flags = [*flags.split(), "--kl_coef", 0.1]
+    run(base, tmp_path / "a", *flags, ranks=ranks)
+    (tmp_path / "script.py").write_text(AWAY.format(root=str(ROOT), out=str(tmp_path / "away")))
+    for steps in (2, 4):
+        more = [*flags, "--offload", "--steps", steps]
+        run(base, tmp_path / "b", *more, ranks=ranks, script=tmp_path / "script.py")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    for rank in range(ranks):
+        noted = set((tmp_path / f"away{rank}").read_text().splitlines())
+        updating = while_sampling - (1 if "grpo" in flags else 3)
+        of_critic = set() if "grpo" in flags else {f"critic {while_sampling - 1}"}
+        of_critic |= set() if "grpo" in flags else {f"critic {updating}"}
+        assert noted == {f"generate {while_sampling}", f"backward {updating}"} | of_critic
 
 
 @slow
@@ -425,6 +470,10 @@ def bad(*flags):
         (
             ["--algo", "grpo", "--seed", 20260101],
             "--seed 20260101: is too large for the sampler's seeds; take one below 11529215",
+        ),
+        (
+            ["--offload", "--lora_rank", 4],
+            "--offload True: moves whole networks, which --lora_rank",
         ),
         (["--sampler_lag", -1], "--sampler_lag -1: must not be negative"),
         (["--steps", 0], "--steps 0: must be at least 1"),
