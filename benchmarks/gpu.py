@@ -525,7 +525,16 @@ def expected_bytes(o, s: Shape, rank: int) -> dict[str, int]:
     return simulated
 
 
-def memory_phases(o, rank: int = 0) -> None:
+def with_offload(full: dict[str, int]) -> dict[str, int]:
+    """Peaks of the same phases with --offload, from those without."""
+    less = dict.fromkeys(("update policy", "update critic", "optimizer"), full["anchors"])
+    rest = full["anchors"] + full["policy adam"] + full["critic adam"]
+    less |= {"frozen policy": rest + full["critic"], "frozen critic": rest}
+    less["sync"] = less["frozen policy"]
+    return {name: size - less.get(name, 0) for name, size in full.items()}
+
+
+def memory_phases(o, rank: int = 0, offload: bool = False) -> None:
     """ReMix-PPO, checkpointing, micro-batches of 16,384 tokens: the order of memory.simulate."""
     import torch
 
@@ -537,7 +546,9 @@ def memory_phases(o, rank: int = 0) -> None:
     s, budget = shape_of(o), budget_of(o)
     expected = expected_bytes(o, s, rank)
     _, _, o.device = parallel.init_distributed()
-    kind = f"rank {rank}, " * bool(rank)
+    kind = f"rank {rank}, " * bool(rank) + "offload, " * offload
+    if offload:
+        expected = with_offload(expected)
 
     @contextlib.contextmanager
     def phase(name: str, **more) -> Iterator[None]:
@@ -566,6 +577,8 @@ def memory_phases(o, rank: int = 0) -> None:
     rs = responses(s, max(1, budget // (s.prompt + s.response)))
     trainer.gradients(rs)
     trainer.step()  # from here on optimizer states are there
+    if offload:
+        parallel.park(base, prev)
     trainer.gradients(rs)  # and gradients
     with phase("update policy"):
         trainer.gradients(rs, critic_too=False)
@@ -574,6 +587,16 @@ def memory_phases(o, rank: int = 0) -> None:
     with phase("optimizer"):
         trainer.step()
 
+    if offload:
+        parked = critic, *trainer.optimizers.values()
+        with phase("park"):
+            parallel.park(*parked)
+        now = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
+        compare("rollout", now, expected["policy"])
+        with phase("fetch"):
+            parallel.fetch(*parked)
+        with phase("park again"):  # its host memory is pinned already
+            parallel.park(*parked)
     many = max(1, 4 * budget // (s.prompt + s.response))
     frozen = responses(s, many)
     for name, of in dict(policy=policy, critic=critic, base=base).items():
@@ -583,7 +606,7 @@ def memory_phases(o, rank: int = 0) -> None:
     with phase("sync"):
         for _, tensor in model.full_weights(policy, "bfloat16"):
             del tensor
-    with phase("pi_{k-1} <- pi_k"):
+    with phase("pi_{k-1} <- pi_k"), parallel.here(prev):
         model.copy_weights(prev, policy)
 
 
@@ -808,6 +831,7 @@ JOBS: dict[str, Job] = {
     "update-compiled": Job(3, partial(update, compiled=True), 200, 60),
     "update-lora": Job(3, partial(update, rank=RANK), 150, 40),
     "memory": Job(4, memory_phases, 120, 30),
+    "memory-offload": Job(4, partial(memory_phases, offload=True), 120, 30),
     "memory-lora": Job(4, partial(memory_phases, rank=RANK), 120, 30),
     "head": Job(5, head, 60, 20),
     "engine-vllm": Job(6, partial(engine, kind="vllm"), 200, 90),
