@@ -131,12 +131,13 @@ def row_gradients(
     """The gradient (n, V) for the logits z: of the log-probs' dl, and of the terms' d_terms, which
     are, like the labels, (n, 1)."""
     (H, *kls), (dh, *d_kls) = terms, d_terms
+    dl, dh = dl / temperature, dh / temperature
     log_p = log_softmax(z, temperature, cap)
-    of_p = dl + dh * (log_p + H)
+    # -(dl + dh (log p + H)): what walks over the vocabulary costs, so in one go
+    of_p = torch.addcmul(-dl - dh * H, dh, log_p, value=-1)
     for other, kl, dk in zip(others, kls, d_kls, strict=True):
-        of_p -= dk * (log_p - log_softmax(other, temperature, cap) - kl)
-    d = -torch.exp(log_p) * of_p
-    d.scatter_add_(-1, y, dl).div_(temperature)
+        of_p += dk / temperature * (log_p - log_softmax(other, temperature, cap) - kl)
+    d = torch.exp(log_p).mul_(of_p).scatter_add_(-1, y, dl)
     if cap:
         d *= 1 - torch.tanh(z.to(d.dtype) / cap).square()
     return d
@@ -152,7 +153,7 @@ def log_softmax(logits: Tensor, temperature: float, cap: float | None = None) ->
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if cap:
         logits = cap * torch.tanh(logits / cap)
-    return torch.log_softmax(logits / temperature, dim=-1)
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 
 
 def chunk_logits(heads: list[tuple], at: slice, buffers: list[Tensor]) -> list[Tensor]:
@@ -334,7 +335,9 @@ def compile_layers(model: nn.Module) -> nn.Module:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The layers that transformers itself never splits over devices, inner ones first."""
     lm = model.lm if isinstance(model, Policy) else model.trunk
-    return [m for m in reversed([*lm.modules()]) if type(m).__name__ in lm._no_split_modules]
+    known = lm._no_split_modules  # by the class, of which FSDP2 makes a subclass
+    inner_first = reversed([*lm.modules()])
+    return [m for m in inner_first if any(c.__name__ in known for c in type(m).__mro__)]
 
 
 # ------------------------------------------------------------------- what is special about a family
