@@ -283,6 +283,9 @@ def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, floa
     updates = [s[f"update {name}"] for name in names if f"update {name}" in s]
     update = max([*updates, s["optimizer"]]) - late + ahead
     frozen = max(s.get(f"frozen {name}", 0) for name in names) - less + ahead
+    # --offload: the policy stays, and one more network is there for its own pass
+    whole, beside = resident + less, dict(policy=s["anchors"] / 2, critic=s.get("critic", 0))
+    alone = [s[f"frozen {k}"] - whole + beside[k] for k in names if f"frozen {k}" in s]
     return dict(
         backbone=s["backbone"],
         policy=s["policy"],
@@ -294,6 +297,8 @@ def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, floa
         transient=update - resident - gradients,
         update=update,
         frozen=frozen,
+        offload_update=update - s["anchors"],
+        offload_frozen=s["policy"] + max(alone, default=0) + ahead,
         tensor=s["sync"] - less - resident,
     )
 
@@ -357,16 +362,29 @@ def peak_table(runs: list[tuple], rank: int = 0) -> None:
             rollout=s["resident"] + share * card,
             sync=s["resident"] + s["tensor"] + weights,
         )
-        fits = max(needs.values()) + RESERVE <= card and weights + RESERVE < share * card
+        offload = dict(
+            update=s["offload_update"],
+            frozen=s["offload_frozen"],
+            rollout=s["policy"] + share * card,
+            sync=s["policy"] + s["tensor"] + weights,
+        )
+        both = [needs] if rank else [needs, offload]
+        fits = [
+            max(peaks.values()) + RESERVE <= card and weights + RESERVE < share * card
+            for peaks in both
+        ]
         parts = "policy adam anchors critic resident gradients transient".split()
         parts = ["backbone", *parts] if rank else parts
         bytes_ = (*(s[name] for name in parts), share * card, weights)
         cells = [f"{x / GIB:.1f}" for x in bytes_]
-        peaks = [f"{(x + RESERVE) / GIB:.1f}" for x in needs.values()]
         where = f"{gpus}, {shard} a copy" if shard else str(gpus)
         settings = f"{algo}, {share}, {parallel}"
         verdict = f"yes, of {card / GIB:.0f}" if rank else "yes"
-        lines.append([size, where, settings, *cells, *peaks, verdict if fits else "**no**"])
+        line = [size, where, settings, *cells]
+        for peaks, fit in zip(both, fits, strict=True):
+            line += [f"{(x + RESERVE) / GIB:.1f}" for x in peaks.values()]
+            line.append(verdict if fit else "**no**")
+        lines.append(line)
     limit = f"LoRA of rank {rank}" if rank else f"limit {GPU / GIB:.0f}"
     print(
         "Simulated, GiB a rank: response 8,192 + prompt 766, checkpointing, 16,384 tokens a "
@@ -375,8 +393,10 @@ def peak_table(runs: list[tuple], rank: int = 0) -> None:
     names = """model; GPUs; algorithm, gpu_memory, tensor_parallel; policy, float32; its Adam
 base + precedent, bf16; critic + its Adam; = resident; gradients; activations, gathered, logits
 vLLM awake; of it weights; **peaks with reserve**: update; frozen passes; rollout; sync; fits 80 GB
+**with --offload**: update; frozen passes; rollout; sync; fits 80 GB
 """
-    if rank:
+    if rank:  # which has no --offload
+        names = names[: names.index("\n**with")]
         names = names.replace("policy, float32", "frozen model, bf16; policy's adapter, float32")
         names = names.replace("precedent, bf16", "precedent, float32").replace("fits 80 GB", "fits")
     names = names.strip().replace("\n", "; ").split("; ")

@@ -419,8 +419,9 @@ def test_what_is_parked_holds_no_memory_and_comes_back(base, group, dtype):
                 parallel.park(policy, optimizer)
                 kept = [k for x in (policy, optimizer) for _, k in parallel.away[x]]
                 assert sum(k.nbytes for k in kept) == size > 5e5
-                assert memory_of_tensors() == before  # the host has it: here the same memory ...
-                assert memory_of_tensors() - sum(k.nbytes for k in kept) == before - size
+                assert (
+                    memory_of_tensors() == before
+                )  # with the copies, which here are no other kind
                 del kept
             numbers += parallel.frozen_pass(policy, RESPONSES, 100, "cpu")
             copy_weights(frozen, policy)
