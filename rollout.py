@@ -553,8 +553,8 @@ def prove_sync(engine, policy: torch.nn.Module, problems: list[Problem], cfg: Co
                 f"a weight sync does not reach the sampler's {old[0]} ({len(old)} of {len(now)} "
                 "tensors stay as they were); try the other --engine"
             )
-        # Garbage rounds worse than a language model: 0.17 nats were seen at 1.5B in bfloat16
-        probe(engine, policy, problems, cfg, tolerance=10)
+        # What is changed so rounds worse: SmolLM2 in bfloat16 by 0.06 nats; stale ones are 2.4 off
+        probe(engine, policy, problems, cfg, tolerance=4)
     lap("proof of the weight sync")
 
 
@@ -575,15 +575,16 @@ def is_old(before: torch.Tensor, now: torch.Tensor) -> bool:
 
 @contextmanager
 def perturbed(policy: torch.nn.Module) -> Iterator[None]:
-    """Inside, every weight is half as much again or half as much: a common factor would be undone
-    by the norms of many families. What is 0 in a bias, or all of a tensor, becomes 0.1."""
+    """Inside, every weight is an eighth larger or smaller: a common factor would be undone by the
+    norms of many families, and more makes a language model one that rounds by whole nats. What is 0
+    in a bias, or all of a tensor, becomes 0.1."""
     kept = {name: parallel.local(p).detach().cpu() for name, p in policy.lm.named_parameters()}
     kept = {name: p.clone() for name, p in kept.items()}  # in host memory, as it may be scarce
     with torch.no_grad():
         for p in policy.lm.parameters():
             p = parallel.local(p)
             wave = torch.arange(p.numel(), dtype=p.dtype, device=p.device).mul_(2.4).cos_().sign_()
-            p.mul_(1 + 0.5 * wave.view_as(p))
+            p.mul_(1 + wave.view_as(p) / 8)
             if p.ndim == 1 or not p.any():  # an adapter's B
                 p[p == 0] = 0.1
     try:
