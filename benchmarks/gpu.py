@@ -438,9 +438,6 @@ def budget_of(o) -> int:
 
 
 def update(o, compiled: bool = False, rank: int = 0) -> None:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     from model import Policy
 
     s, top = prepare(o)
@@ -458,18 +455,14 @@ def update(o, compiled: bool = False, rank: int = 0) -> None:
     policy.lm.gradient_checkpointing_disable()
     measured_update(o, s, f"{kind}no checkpointing", trainer, rs, top)
     profile(o, f"{kind}no checkpointing", trainer, rs[:1])
-    if not kind and torch.cuda.is_available():
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            measured_update(o, s, "no checkpointing, cuDNN's attention", trainer, rs, top)
-            profile(o, "no checkpointing, cuDNN's attention", trainer, rs[:1])
 
 
 KERNELS = {  # words in a kernel's name -> what it is counted as; the first that fits
+    "compiled": ("triton",),
     "attention": ("flash", "fmha", "attention", "cudnn_generated"),
     "products": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "matmul"),
     "softmax": ("softmax", "logsumexp"),
     "copies": ("memcpy", "memset", "copy", "cat"),
-    "compiled": ("triton",),
 }
 
 

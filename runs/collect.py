@@ -24,6 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plot import Run, read_run  # noqa: E402
 
+OWN = ("out", "seed", "git_commit", "starts")  # of each run alone
+
 
 def differing(config: dict, shared: dict) -> dict:
     return {key: value for key, value in config.items() if shared.get(key) != value} | {
@@ -33,7 +35,7 @@ def differing(config: dict, shared: dict) -> dict:
 
 def as_line(name: str, run: Run, shared: dict, command: str, note: str = "") -> dict:
     rows, config = run
-    config = dict(config)
+    config = {k: v for k, v in config.items() if k != "starts"}  # when and where: of no run alike
     steps = sorted(rows)
     # In the order they are logged
     keys = dict.fromkeys(key for step in steps for key in rows[step])
@@ -71,7 +73,7 @@ def collect(file: Path, folders: list[Path], command: str = "", note: str = "") 
         if max(rows) < config.get("steps", float("inf")):
             raise ValueError(f"{folder}: stopped at step {max(rows)}; its command goes on with it.")
         if shared is None:  # the first run of the file
-            shared = {k: v for k, v in config.items() if k not in ("out", "seed", "git_commit")}
+            shared = {k: v for k, v in config.items() if k not in OWN}
         name = re.sub(r"-seed\d+$", "", folder.name)
         line = as_line(name, (rows, config), shared, command or command_of(folder), note)
         kept[name, line["seed"]] = line

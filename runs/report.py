@@ -277,31 +277,29 @@ def table_tune() -> str:
 
 
 def table_gpu(part: str) -> str:
-    """benchmarks/gpu.py on a card: one of its parts."""
-    rows = [json.loads(line) for line in open(RESULTS / "gpu_h200.jsonl")]
-    if part == "learn":
-        names = ["pass@1 % at step", "worst engine_gap"]
-        rows = [row for row in rows if names[0] in row]
-    elif part == "update":
-        names = ["tokens/s", "MFU %", "HFU %", "peak GiB"]
-        rows = [row for row in rows if names[0] in row and row["part"] == 3]
-    elif part == "profile":
-        names = [f"{kind} ms" for kind in "wall products attention softmax copies other".split()]
-        rows = [row for row in rows if names[0] in row]
-    elif part == "head":
-        names = ["forward ms", "backward ms", "GiB beyond the inputs"]
-        rows = [row for row in rows if names[0] in row]
-    else:  # the engine
-        names = ["tokens/s", "sync s", "engine_gap", "sleep s", "wake s", "GiB that come back"]
-        rows = [row for row in rows if row["part"] == 6 and any(name in row for name in names)]
+    """benchmarks/gpu.py on each card that it ran on: one of its parts."""
+    columns = dict(
+        learn=["pass@1 % at step", "worst engine_gap"],
+        update=["tokens/s", "MFU %", "HFU %", "peak GiB"],
+        profile=[f"{kind} ms" for kind in "wall products attention softmax copies other".split()],
+        memory=["GiB", "simulated GiB", "ratio"],
+        head=["forward ms", "backward ms", "GiB beyond the inputs"],
+        engine=["tokens/s", "sync s", "engine_gap", "sleep s", "wake s", "GiB that come back"],
+    )[part]
+    of_part = dict(update=3, memory=4, engine=6).get(part)
 
     def cell(value) -> str:
         if value is None or isinstance(value, str):
             return value or ""
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
-    lines = [[row["case"], *(cell(row.get(name)) for name in names)] for row in rows]
-    return markdown(["", *names], lines)
+    lines = []
+    for card in ("H100", "H200"):
+        for row in map(json.loads, open(RESULTS / f"gpu_{card.lower()}.jsonl")):
+            first = [name for name in columns if name in row]
+            if first and (part == "engine" or columns[0] in row) and of_part in (None, row["part"]):
+                lines.append([card, row["case"], *(cell(row.get(name)) for name in columns)])
+    return markdown(["", "", *columns], lines)
 
 
 def table_grader() -> str:
