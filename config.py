@@ -140,8 +140,8 @@ class Config:
     # host memory holds, pinned, what a phase of a step does not use: optimizer states, critic and
     # anchors; the same numbers, and some seconds of copying a step (docs/scaling.md)
     offload: bool = False
-    # torch.compile each layer when it is first used: some minutes, and on a CPU no gain
-    # (docs/speed.md); not measured on a GPU
+    # torch.compile each layer and the head's math when they are first used: a minute or more; on a
+    # CPU no gain (docs/speed.md)
     compile: bool = False
     # attention of the trainer; flash_attention_2 (a package of its own, GPU) trains without padding
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"

@@ -92,6 +92,7 @@ LORA = {
     "lora/remix-grpo": "ReMix-GRPO, all weights",
     "lora/remix-grpo-rank16": "ReMix-GRPO, rank 16",
 }
+SMOLLM = {"remix": "ReMix-GRPO", "grpo": "GRPO", "grpo-m3": "GRPO, m = 3, no replay"}
 WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
 OTHERS = {
     "methods_first/remix-grpo": "**ReMix-GRPO** (five seeds)",
@@ -245,6 +246,17 @@ def table_lora() -> str:
         curves = [[100 * run[step]["eval/pass@1"] for step in at_steps] for run, _ in runs(name)]
         lines.append([title, rate(name), *map(spread, map(list, zip(*curves, strict=True)))])
     return markdown(["", "lr", *(f"step {n}" for n in at_steps)], lines)
+
+
+def table_smollm() -> str:
+    lines = []
+    for name, title in SMOLLM.items():
+        for lr in ("2e-6", "5e-6"):
+            if of := seeds(full := f"smollm/{name}-lr{lr}"):
+                length = spread([rows[-1]["eval/response_length"] for rows in of])
+                cells = [spread(accuracies(full, n)) for n in (0, EARLY, LATE)]
+                lines.append([title, lr, str(len(of)), *cells, length])
+    return markdown(["", "lr", "seeds", "before", *ACCURACY, "length"], lines)
 
 
 def table_exercises() -> str:
