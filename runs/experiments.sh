@@ -2,7 +2,7 @@
 # The experiments of docs/results.md, each run a line in runs/NAME.jsonl:
 #
 #   bash runs/experiments.sh NAME...   tune methods siblings ablation clip settings whipping lora
-#                                      smollm, or all
+#                                      smollm reuse, or all
 #
 # Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
@@ -11,7 +11,7 @@
 # with that one and installs nothing; SMOLLM=FOLDER has the language model of smollm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-known="tune methods siblings ablation clip settings whipping lora smollm"
+known="tune methods siblings ablation clip settings whipping lora smollm reuse"
 export RUNS=${RUNS:-runs} OUT=out/experiments python=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=1 # more threads are slower at this size
 
@@ -167,9 +167,36 @@ smollm() {
   done
 }
 
+# How often may a response be used? u passes over each, 900 responses, 28 u gradient steps, one rate:
+# passes over fresh data alone (m = u), or replay (m = 2, p = 1 - 2 / u, N as large as it takes) by
+# Mix-PPG, PPO's clip around pi_b, the decoupled form, and Mix-PPG with more KL-Convex.
+reuse() {
+  local u p N steps beta common="$ppo --lr 3e-4 --reincarnation_step 0 --no_eval_first --eval_n 8"
+  for u in 1 2 3 5 8 12; do
+    add "passes$u" "$common" --steps 7 --eval_every 4 --off_policy_ratio 0 --utd_ratio $u \
+      --kl_convex off
+  done
+  while read -r u p N steps; do
+    replayed() { # NAME FLAGS
+      add "$1" "$common" --steps $steps --eval_every $((steps / 2)) --off_policy_ratio $p \
+        --kl_convex off --replay_window $N "${@:2}"
+    }
+    replayed "replay$u"
+    replayed "replay$u-ppo" --loss ppo
+    replayed "replay$u-decoupled_ppo" --loss decoupled_ppo
+    for beta in 0.01 0.1; do
+      replayed "replay$u-beta$beta" --kl_coef $beta --kl_convex schedule:$((steps / 3)),$((steps / 6))
+    done
+    [ $u != 8 ] || replayed "replay$u-N6" --replay_window 6
+  done <<< "3.3 0.4 2 12
+5 0.6 2 18
+8 0.75 3 28
+12 0.8333333333333333 5 42"
+}
+
 declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [ablation]="0 1 2 3 4"
   [whipping]="0 1 2 3 4" [siblings]="0 1 2" [settings]="0 1 2" [clip]="0 1 2" [lora]="0 1 2"
-  [smollm]="0 1")
+  [smollm]="0 1" [reuse]="0 1 2")
 
 one_run() { # EXPERIMENT NAME SEED FLAGS...
   local experiment=$1 name=$2 seed=$3 folder=$OUT/$1/$2-seed$3 log=$OUT/$1/logs/$2-seed$3.txt
