@@ -118,6 +118,16 @@ def gspo(
     return clipped(ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high)
 
 
+def dppo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, delta: float = 0.2, **_) -> Tensor:
+    """DPPO, divergence proximal policy optimisation (Qi et al. 2026, arXiv 2602.04879, Eq. 11 to
+    13), with the binary total variation: a token is dropped where its probability is more than
+    delta away from pi_b's, on the advantage's side. A ratio binds rare tokens too much, and likely
+    ones too little. (B, T)"""
+    moved = torch.exp(logp) - torch.exp(logp_b)  # pi_theta - pi_b
+    dropped = moved * advantages.sign() > delta
+    return torch.where(dropped, 0.0, -torch.exp(logp - logp_b.detach()) * advantages)  # -M r A
+
+
 # ------------------------------------------------------------------------------- weighted REINFORCE
 
 
@@ -175,6 +185,30 @@ def asymre(*, logp: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
     """AsymRE, asymmetric REINFORCE (Arnal et al. 2025, arXiv 2506.20520): no importance ratio at
     all, stability comes from the lowered baseline alone. (B,)"""
     return -row_sum(advantages * logp, mask)  # -(r - V) log pi_theta(y),  V = mean + delta
+
+
+def vespo(
+    *,
+    logp: Tensor,
+    logp_b: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    positive: tuple[float, float] = (2.0, 3.0),
+    negative: tuple[float, float] = (3.0, 2.0),
+    **_,
+) -> Tensor:
+    """VESPO, variational sequence-level soft policy optimisation (arXiv 2602.10693): a smooth
+    weight of the whole response's ratio, without its length, in the clip's place: 1 at w = 1, the
+    highest at w = k / lambda, 0 far away. (k, lambda) go by the advantage's sign. (B, T)
+
+    Written from the authors' code (github.com/FloyedShen/VESPO) and TRL's loss_type "vespo", which
+    agree in equation and constants; they also bound log-ratios at 20, where the weight is 0 to 14
+    digits. [open] advantages that differ within a response (PPO's): the sign is their mean's."""
+    log_w = row_sum(logp - logp_b, mask).detach()  # w = pi_theta(y) / pi_b(y)
+    right = row_mean(advantages, mask) >= 0
+    k, lam = (torch.where(right, a, b) for a, b in zip(positive, negative, strict=True))
+    weight = torch.exp(lam + k * log_w - lam * torch.exp(log_w))  # w^k e^(lambda (1 - w))
+    return -weight[:, None] * advantages * logp  # -sg(weight) A log pi_theta
 
 
 # --------------------------------------------------------------------------------------- regression
@@ -329,8 +363,10 @@ LOSSES: dict[str, Loss] = dict(
         ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"
     ),
     gspo=Loss(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
+    dppo=Loss(dppo, "DPPO, Qi et al. 2026, arXiv 2602.04879"),
     cispo=Loss(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
     minpro=Loss(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
+    vespo=Loss(vespo, "VESPO 2026, arXiv 2602.10693"),
     m2po=Loss(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
     bapo=Loss(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
     topr=Loss(

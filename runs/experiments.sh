@@ -117,7 +117,8 @@ clip() {
 # to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag.
 siblings() {
   local loss
-  sibling() { add "$1" "${@:2}" --lr "${lr[$1]}"; }
+  # What tune has no run of yet: ReMix-GRPO's rate
+  sibling() { add "$1" "${@:2}" --lr "${lr[$1]:-${lr[remix-grpo]}}"; }
   for loss in $losses; do sibling "loss-$loss" "$grpo" --loss "$loss"; done
   replays sibling
   add lag2 "$grpo" --sampler_lag 2 --lr "${lr[remix-grpo]}"
