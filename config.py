@@ -409,7 +409,7 @@ def check_config(cfg: Config) -> None:
          f"groups that --loss {cfg.loss} learns from; leave one of the two out"),
         (grpo or cfg.filter_groups is None, "filter_groups", "compares the responses of a group; "
          "use it with --algo grpo, or leave it out"),
-        (grpo or cfg.replay != "buffer_matters", "replay",
+        (grpo or cfg.replay not in ("buffer_matters", "advantage", "popo"), "replay",
          "looks at groups of responses; use --algo grpo"),
         (not weighs or cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's "
          "log-probs with the sampler's; add --behaviour_logp trainer"),

@@ -257,7 +257,7 @@ class Log:
                 grader_unparsable=counts["unparsable"],
             )  # fmt: skip
         if not self.norms:  # nothing to tell of the losses
-            self.say(f"step {self.step}: no update, as no group has contrast (--filter_groups)")
+            self.say(f"step {self.step}: no update, as no group has contrast")
         row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True) if n}
         for i, of_age in enumerate(self.totals["ages"]):
             if of_age[0] > 0:

@@ -358,7 +358,8 @@ def train(
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
         fresh = siblings.filtered(replay.keep(buffer, sampled, chosen), cfg.filter_groups)  # all
-        drawn = buffer.draw(P - n_fresh, rng(2, step), fresh, score)  # p P, of the last N steps
+        places = P - (len(fresh) if replay.fills else n_fresh)  # p P
+        drawn = buffer.draw(places, rng(2, step), fresh, score)  # of the last N steps
         replayed = parallel.gather_in_order(drawn)
         batch = [r for group in fresh + replayed for r in group]
 
@@ -426,7 +427,7 @@ def train(
         del heads  # large with the exact KL, and the next rollout wants the memory
         for r in batch:
             r.end_step()
-        if p > 0:
+        if p > 0 or replay.fills:
             buffer.push(fresh, step)
         state.done(step, len(log.norms), log.elapsed())
         share = len(replayed) / max(1, len(fresh) + len(replayed))

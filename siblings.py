@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
-from loss import geppo_clip_eps, grouped, token_mean
+from loss import geppo_clip_eps, group_advantages, grouped, token_mean
 from model import copy_weights
 from parallel import Batch
 
@@ -438,6 +438,14 @@ def draw_buffer_matters(
     return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
 
 
+def in_proportion(
+    entries: list[Entry], weights: list[float], count: int, rng: np.random.Generator
+) -> list[Entry]:
+    """At most count of the entries, without replacement, with probabilities like the weights."""
+    p = np.array(weights) / np.sum(weights)
+    return [entries[i] for i in rng.choice(len(entries), min(count, len(p)), replace=False, p=p)]
+
+
 def draw_on_policyness(
     entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
 ) -> list[Entry]:
@@ -447,8 +455,42 @@ def draw_on_policyness(
     if not entries:
         return []
     likelihood = [float(np.mean([logp.mean().exp() for logp in group])) for group in score()]
-    p = np.array(likelihood) / np.sum(likelihood)
-    return [entries[i] for i in rng.choice(len(entries), min(count, len(p)), replace=False, p=p)]
+    return in_proportion(entries, likelihood, count, rng)
+
+
+def draw_by_advantage(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable,
+    eps: float = 1e-6, power: float = 0.5,
+) -> list[Entry]:  # fmt: skip
+    """Replay by the advantage (arXiv 2606.04560): a response is drawn with a probability like
+    (|A| + eps)^power, and forgotten after 10 steps, which is --replay_window 10.
+
+    [open] written from a summary, not checked against the paper. Whole groups, as GRPO's advantage
+    needs them: a group's weight is the sum of its responses'. A is GRPO's, whichever --loss trains.
+    Without replacement in a step; what was drawn stays, and no weight undoes the draw."""
+    if not entries:
+        return []
+    rewards = torch.tensor([entry.rewards for entry in entries])  # (groups, G)
+    A = group_advantages(rewards.flatten(), rewards.shape[1])
+    weights = ((A.abs() + eps) ** power).view_as(rewards).sum(1).tolist()
+    return in_proportion(entries, weights, count, rng)
+
+
+def useful(buffer: Buffer, fresh: list[Group], problems: list[int]) -> list[Group]:
+    """POPO trains on, and stores, groups with contrast alone."""
+    return filtered(fresh, 0)
+
+
+def newest(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
+) -> list[Entry]:
+    """POPO (arXiv 2606.01281): useful old groups take the places of fresh ones without contrast,
+    newest first; with --off_policy_ratio 0, as in the paper, no others. Its loss is decoupled_ppo.
+
+    [open] written from a summary, not checked against the paper. Useful is: with contrast. A place
+    that no old group can take stays empty, and a group may be taken again until --replay_window
+    forgets it."""
+    return entries[: -count - 1 : -1]
 
 
 REPLAYS: dict[str, Replay] = dict(
@@ -456,6 +498,8 @@ REPLAYS: dict[str, Replay] = dict(
     repo=Replay(forget=last_of_each_prompt, draw=draw_repo),
     buffer_matters=Replay(choose=failed_again, keep=with_contrast, draw=draw_buffer_matters),
     on_policyness=Replay(draw=draw_on_policyness),
+    advantage=Replay(draw=draw_by_advantage),
+    popo=Replay(keep=useful, draw=newest, fills=True),
 )
 
 # ------------------------------------------------------------------------------------------ groups

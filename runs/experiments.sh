@@ -129,6 +129,8 @@ replays() { # WHAT ADDS
   $1 replay-window "$grpo" --limit 32
   $1 replay-buffer_matters "$grpo" --replay buffer_matters --replay_window 5
   $1 replay-on_policyness "$grpo" --replay on_policyness --replay_window 5
+  $1 replay-advantage "$grpo" --replay advantage --replay_window 10
+  $1 replay-popo "$grpo" --replay popo --replay_window 5 --loss decoupled_ppo
 }
 
 # The whipping effect: length, reflection and the ratio along the response with and without replay

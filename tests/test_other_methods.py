@@ -107,7 +107,7 @@ def test_statistics_of_the_whole_mini_batch_cost_a_forward_pass(train):
     )
 
 
-@pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness"])
+@pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness", "advantage", "popo"])
 def test_every_replay_trains_and_resumes(train, tmp_path, kind):
     flags = ["--replay", kind, "--replay_window", 3, "--limit", 8, "--steps", 4, "--save_every", 2]
     rows = train("whole", *flags)
@@ -158,6 +158,42 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
     again = [set(asked[i]) & {p for before in asked[:i] for p in before} for i in range(1, 4)]
     assert any(again)  # 64 problems, 4 or 5 a step: only a failure comes back so soon
     assert sum(len(step) for step in again) <= 3  # at most a quarter of the prompts
+
+
+@pytest.fixture
+def contrast(monkeypatch):
+    """contrast(of) -> from here on the groups at the places `of` have contrast, no others."""
+    real = remix.give_rewards
+
+    def only(of):
+        def rewards(groups, *args):
+            counts = real(groups, *args)
+            for place, group in groups:
+                for j, r in enumerate(group):
+                    r.reward = float(j == 0 and place in of)
+            return counts
+
+        monkeypatch.setattr(remix, "give_rewards", rewards)
+
+    return only
+
+
+def test_popo_is_no_replay_while_every_group_has_contrast(train, contrast):
+    contrast(range(8))
+    flags = ["--off_policy_ratio", 0, "--loss", "decoupled_ppo"]
+    assert train("popo", *flags, "--replay", "popo") == train("none", *flags)
+
+
+def test_popo_fills_the_places_of_groups_without_contrast(train, contrast):
+    flags = ["--off_policy_ratio", 0, "--loss", "decoupled_ppo", "--replay", "popo"]
+    contrast([1, 2, 3])
+    rows = train("half", *flags)
+    # 3 fresh groups of 8, then 3 + 3, then 3 + 5: newest first, so three are of the step before
+    assert [row["off_policy_ratio"] for row in rows] == pytest.approx([0, 3 / 6, 5 / 8])
+    assert [row["rollouts"] for row in rows] == [32, 64, 96] and "ess/age2" in rows[2]
+    contrast([])
+    none = train("none", *flags, "--kl_coef", 0)
+    assert [row["gradient_steps"] for row in none] == [0, 0, 0]
 
 
 def test_a_lagging_sampler(train, tmp_path):
@@ -284,7 +320,8 @@ def test_the_weight_of_the_kl_reaches_the_loss(train):
 
 
 def test_a_buffer_of_each_kind_is_the_one_that_the_flag_names():
-    assert set(REPLAYS) == {"window", "repo", "buffer_matters", "on_policyness"}
+    kinds = {"window", "repo", "buffer_matters", "on_policyness", "advantage", "popo"}
+    assert set(REPLAYS) == kinds
     config.check_config(config.parse_config([*SMALL, "--replay", "on_policyness"]))
     with pytest.raises(ValueError, match="--replay repos: is none of window, repo, "):
         config.check_config(config.parse_config([*SMALL, "--replay", "repos"]))

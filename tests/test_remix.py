@@ -411,6 +411,8 @@ def bad(*flags):
             "--loss asymre: has an advantage of groups; use it with --algo grpo",
         ),
         (["--replay", "buffer_matters"], "--replay buffer_matters: looks at groups"),
+        (["--replay", "advantage"], "--replay advantage: looks at groups"),
+        (["--replay", "popo"], "--replay popo: looks at groups"),
         (
             ["--kl_unbiased", "--kl_estimator", "k2"],
             "--kl_estimator k2: has no weighted form; use k1 or k3, or leave --kl_unbiased out",
