@@ -136,6 +136,10 @@ class Replay(NamedTuple):
     #   score(): for each entry its responses' log-probs under pi_k, a forward pass over the buffer
     fills: bool = False  # old groups also take the places that `keep` leaves empty, without p too
 
+    def taken(self, fresh: list[Group], n_fresh: int) -> int:
+        """Places of a batch that old groups cannot have. n_fresh: groups that were to be fresh."""
+        return len(fresh) if self.fills else n_fresh
+
 
 REMIX = Replay()
 

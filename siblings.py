@@ -4,6 +4,7 @@
     --replay NAME        functions below, and their record in REPLAYS (the four of buffer.Replay)
     --filter_groups N    groups without contrast, and others in their place: filtered, fill_up
     --sampler_lag K      a sampler that has the weights of K steps ago: Lag
+    --skipped_layers K   a sampler without K of the layers: skip_layers
     --engine_weight      weights for the engine's own error: rescore
 
 Losses. Every one takes the same keywords and leaves out those it does not need. log-probs,
@@ -26,9 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
+from data import TRUST
 from loss import geppo_clip_eps, group_advantages, grouped, token_mean
 from model import copy_weights
 from parallel import Batch
@@ -550,6 +553,44 @@ class Lag:
         newest_first = [policy, *self.models.values()]
         for i in reversed(range(self.k)):
             copy_weights(newest_first[i + 1], newest_first[i])
+
+
+def check_layers(model: str, k: int) -> None:
+    """--skipped_layers k: ValueError if so many of the model's layers cannot be left out."""
+    config = AutoConfig.from_pretrained(model, **TRUST)
+    with torch.device("meta"):
+        trunk = AutoModelForCausalLM.from_config(config, **TRUST).get_decoder()
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ["the same"])
+    layers = len(trunk.layers) if hasattr(trunk, "layers") and len(kinds) == 1 else 1
+    if k >= layers:
+        raise ValueError(
+            f"--skipped_layers {k}: of a {config.model_type!r} model {layers - 1} layers can be "
+            "left out (all but the first, if they are of one kind); lower it"
+        )
+
+
+def skip_layers(k: int, engine, policy, rng: np.random.Generator) -> Callable[[], None]:
+    """--skipped_layers k: Nested-ReFT (Heuillet et al. 2025, arXiv 2508.10123). k layers of engine
+    and policy are left out until the function that is returned is called. What samples is then a
+    model nested in pi_theta, is proven to be that one (check_engine), and the ratio corrects it.
+    Evaluation has all layers.
+
+    [open] from the abstract: the draw is uniform, one a step, over all layers but the first, from
+    whose part of the cache transformers reads the length."""
+    if not k:
+        return lambda: None
+    trunks = [model.lm.get_decoder() for model in (engine, policy)]
+    whole = [trunk.layers for trunk in trunks]
+    skipped = 1 + rng.choice(len(whole[0]) - 1, k, replace=False)
+    for trunk in trunks:
+        kept = [layer for i, layer in enumerate(trunk.layers) if i not in skipped]
+        trunk.layers = nn.ModuleList(kept)
+
+    def all_layers() -> None:
+        for trunk, layers in zip(trunks, whole, strict=True):
+            trunk.layers = layers
+
+    return all_layers
 
 
 @torch.no_grad()

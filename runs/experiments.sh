@@ -114,7 +114,8 @@ clip() {
 }
 
 # Other methods in ReMix-GRPO's place, each at its own rate: the losses of siblings.py, other ways
-# to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag.
+# to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag,
+# a nested sampler.
 siblings() {
   local loss
   # What tune has no run of yet: ReMix-GRPO's rate
@@ -123,6 +124,7 @@ siblings() {
   replays sibling
   add lag2 "$grpo" --sampler_lag 2 --lr "${lr[remix-grpo]}"
   add lag2-loss-ppo "$grpo" --sampler_lag 2 --loss ppo --lr "${lr[loss-ppo]}"
+  add skipped1 "$grpo" --skipped_layers 1 --lr "${lr[remix-grpo]}" # of three
 }
 replays() { # WHAT ADDS
   $1 replay-repo "$grpo" --replay repo --limit 32

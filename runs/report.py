@@ -105,6 +105,7 @@ OTHERS = {
     "siblings/replay-window": "ReMix-GRPO, 32 problems",
     "siblings/lag2": "`--sampler_lag 2`",
     "siblings/lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
+    "siblings/skipped1": "`--skipped_layers 1`, of three (Nested-ReFT)",
 }
 
 # ------------------------------------------------------------------------------------------ runs

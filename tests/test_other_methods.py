@@ -230,6 +230,35 @@ def test_a_lagging_sampler(train, tmp_path):
     assert prompt_by_prompt[0]["reward"] == rows[0]["reward"] and prompt_by_prompt[2] != rows[2]
 
 
+@pytest.mark.parametrize("logp", ["engine", "trainer"])
+def test_a_nested_sampler(train, monkeypatch, logp):
+    """pi_b is the engine's nested model, whose ratio is far from 1; pi_k is whole, and a run
+    resumes exactly."""
+    generate, saved = HFEngine.generate, []
+
+    def listening(engine, prompts, n=1, **options):
+        groups = generate(engine, prompts, n, **options)
+        if n > 1:  # not the few that are only compared
+            fed = [
+                len(p) + len(s.tokens) - 1 for p, g in zip(prompts, groups, strict=True) for s in g
+            ]
+            saved.append(sum(fed))
+        return groups
+
+    monkeypatch.setattr(HFEngine, "generate", listening)
+    flags = ["--skipped_layers", 1, "--behaviour_logp", logp, "--utd_ratio", 1, "--mini_batch", 8]
+    flags += ["--save_every", 1, "--off_policy_ratio", 0, "--steps", 2]
+    rows = train("whole", *flags)
+    for row in rows:  # one update a step, so the loss sees pi_theta = pi_k: r = c
+        assert row["engine_gap"] < 1e-5 and row["tv/age0"] < 1e-5
+        assert row["log_ratio_sq/age0"] > 0.1 and row["tokens_forward"] > 0
+    assert [row["layer_passes_saved"] for row in rows] == saved
+    train("half", *flags, "--steps", 1)
+    assert train("half", *flags) == rows
+    whole = train("none", *flags, "--skipped_layers", 0)
+    assert "layer_passes_saved" not in whole[0] and whole[0]["log_ratio_sq/age0"] < 1e-6
+
+
 @pytest.mark.parametrize("flags", ["", "--behaviour_logp trainer", "--sampler_lag 1"])
 @pytest.mark.parametrize("fault", ["nothing", "drops one", "one late"])
 def test_a1_a_sync_that_fails_later_ends_the_run_in_the_next_step(train, monkeypatch, flags, fault):

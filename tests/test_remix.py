@@ -429,6 +429,8 @@ def bad(*flags):
             "--seed 20260101: is too large for the sampler's seeds; take one below 11529215",
         ),
         (["--sampler_lag", -1], "--sampler_lag -1: must not be negative"),
+        (["--skipped_layers", -1], "--skipped_layers -1: must not be negative"),
+        (["--skipped_layers", 1, "--engine", "vllm"], "--skipped_layers 1: .* add --engine hf"),
         (["--steps", 0], "--steps 0: must be at least 1"),
         (["--lr", 0], "--lr 0.0: must be above 0"),
         (["--gamma", 1.5], "--gamma 1.5"),
