@@ -124,6 +124,9 @@ siblings() {
   replays sibling
   add lag2 "$grpo" --sampler_lag 2 --lr "${lr[remix-grpo]}"
   add lag2-loss-ppo "$grpo" --sampler_lag 2 --loss ppo --lr "${lr[loss-ppo]}"
+  # As in its paper: only in the places of groups without contrast, and as many rollouts
+  add popo-p0 "$grpo" --replay popo --replay_window 5 --loss decoupled_ppo --off_policy_ratio 0 \
+    --reincarnation_step 0 --steps 19 --eval_every 7 --lr "${lr[remix-grpo]}"
   add skipped1 "$grpo" --skipped_layers 1 --lr "${lr[remix-grpo]}" # of three
 }
 replays() { # WHAT ADDS

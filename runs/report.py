@@ -101,6 +101,7 @@ OTHERS = {
     "siblings/replay-on_policyness": "`--replay on_policyness --replay_window 5`",
     "siblings/replay-advantage": "`--replay advantage --replay_window 10`",
     "siblings/replay-popo": "`--replay popo --replay_window 5 --loss decoupled_ppo`",
+    "siblings/popo-p0": "the same, p = 0, without reincarnation",
     "siblings/replay-repo": "`--replay repo`, 32 problems",
     "siblings/replay-window": "ReMix-GRPO, 32 problems",
     "siblings/lag2": "`--sampler_lag 2`",
