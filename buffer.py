@@ -95,7 +95,8 @@ class Entry:
     step: int
     number: int  # place among the groups of its step
     prompt: tuple[int, ...]
-    reward: float  # mean of the group
+    rewards: tuple[float, ...]  # of its responses
+    reward: float  # their mean
     group: Group | None  # None on the ranks that do not hold it
 
 
@@ -133,6 +134,11 @@ class Replay(NamedTuple):
     forget: Callable = last_steps  # (entries, step, window) -> entries
     draw: Callable = uniform  # (entries, count, rng, fresh groups, score) -> entries, at most count
     #   score(): for each entry its responses' log-probs under pi_k, a forward pass over the buffer
+    fills: bool = False  # old groups also take the places that `keep` leaves empty, without p too
+
+    def taken(self, fresh: list[Group], n_fresh: int) -> int:
+        """Places of a batch that old groups cannot have. n_fresh: groups that were to be fresh."""
+        return len(fresh) if self.fills else n_fresh
 
 
 REMIX = Replay()
@@ -156,7 +162,8 @@ class Buffer:
 
     def add(self, group: Group, step: int, number: int) -> None:
         here = group if number % self.ranks == self.rank else None
-        entry = Entry(step, number, tuple(group[0].prompt), mean_reward(group), here)
+        rewards = tuple(r.reward for r in group)
+        entry = Entry(step, number, tuple(group[0].prompt), rewards, mean_reward(group), here)
         self.entries.append(entry)
 
     def draw(

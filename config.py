@@ -96,6 +96,9 @@ class Config:
     replay: str = "window"  # window is ReMix's way, others by their name in siblings.REPLAYS
     # k: the sampler has the weights of k steps ago, as in asynchronous training, always [steps]
     sampler_lag: int = 0
+    # K: the sampler leaves out K of the model's layers, drawn anew each step, always; hf
+    # (Nested-ReFT)
+    skipped_layers: int = 0
     # N: drop groups whose rewards are all equal, grpo, and sample others in their place, up to N
     # more times; 0 = drop alone (DAPO) [off]
     filter_groups: int | None = None
@@ -409,7 +412,7 @@ def check_config(cfg: Config) -> None:
               "save_every grader_workers tensor_parallel keep", lambda x: x >= 1,
               "must be at least 1"),
         *each("reincarnation_step eval_every eval_limit limit sampler_lag seed kl_coef peak_tflops "
-              "weight_decay warmup_steps eval_temperature keep_responses lora_rank",
+              "skipped_layers weight_decay warmup_steps eval_temperature keep_responses lora_rank",
               lambda x: x >= 0, "must not be negative"),
         *each(" ".join(f.name for f in fields(cfg) if isinstance(getattr(cfg, f.name), float)),
               math.isfinite, "must be a finite number"),
@@ -447,7 +450,7 @@ def check_config(cfg: Config) -> None:
          f"groups that --loss {cfg.loss} learns from; leave one of the two out"),
         (grpo or cfg.filter_groups is None, "filter_groups", "compares the responses of a group; "
          "use it with --algo grpo, or leave it out"),
-        (grpo or cfg.replay != "buffer_matters", "replay",
+        (grpo or cfg.replay not in ("buffer_matters", "advantage", "popo"), "replay",
          "looks at groups of responses; use --algo grpo"),
         (not weighs or cfg.behaviour_logp == "trainer", "engine_weight", "compares the trainer's "
          "log-probs with the sampler's; add --behaviour_logp trainer"),
@@ -461,6 +464,8 @@ def check_config(cfg: Config) -> None:
          "0, and no --reward; use another"),
         (not cfg.reward or cfg.loss != "topr", "loss", "knows right and wrong, 1 and 0, and no "
          "--reward; use another"),
+        (not cfg.skipped_layers or not vllm, "skipped_layers", "vLLM cannot skip layers; add "
+         "--engine hf"),
         (cfg.tensor_parallel == 1 or vllm, "tensor_parallel", "is for vLLM, which is not installed "
          "or not chosen; use 1"),
         (cfg.attention == "sdpa" or flash, "attention", "needs a GPU, --dtype bfloat16 and the "

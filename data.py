@@ -852,6 +852,10 @@ def load_run(cfg) -> tuple:
             )
     longest = cfg.max_prompt_tokens + max(cfg.max_tokens, cfg.eval_max_tokens)
     check_model(model_path, tokenizer, longest)
+    if cfg.skipped_layers:
+        from siblings import check_layers  # which needs this module
+
+        check_layers(model_path, cfg.skipped_layers)
     check_stop(tokenizer, cfg.stop, cfg.stop_token_ids)
     options = dict(
         prompt=cfg.prompt, max_prompt_tokens=cfg.max_prompt_tokens,

@@ -99,6 +99,8 @@ class Log:
         self.path = Path(cfg.out, "metrics.jsonl")
         card = torch.cuda.get_device_name() if device == "cuda" and cfg.dtype == "bfloat16" else ""
         self.peak = cfg.peak_tflops or peak_tflops(card)
+        for model in self.models.values() if self.peak else ():
+            flops(model, [])  # which notes its size, before --skipped_layers makes it smaller
         self.steps_here, self.loop_began, self.written = 0, None, None
         # the last age holds everything older, too (--replay repo)
         self.ages = cfg.replay_window + cfg.sampler_lag + 1
@@ -257,7 +259,7 @@ class Log:
                 grader_unparsable=counts["unparsable"],
             )  # fmt: skip
         if not self.norms:  # nothing to tell of the losses
-            self.say(f"step {self.step}: no update, as no group has contrast (--filter_groups)")
+            self.say(f"step {self.step}: no update, as no group has contrast")
         row |= {name: value / n for name, value in zip(TERMS[:-1], sums, strict=True) if n}
         for i, of_age in enumerate(self.totals["ages"]):
             if of_age[0] > 0:
@@ -269,6 +271,8 @@ class Log:
             row[{"policy": "lr"}.get(name, f"{name}_lr")] = optimizer.param_groups[0]["lr"]
         for i, norms in self.head_norms.items():
             row[f"grad_norm_head/pass{i}"] = float(np.mean(norms))
+        if k := self.cfg.skipped_layers:  # the last token of a response passes through no layer
+            row["layer_passes_saved"] = k * sum(len(r.prompt) + len(r.tokens) - 1 for r in new)
         if self.cfg.algo == "grpo":
             row["equal_groups"] = equal_groups([r.reward for r in new], self.cfg.group_size)
         row |= self.machine(sum(len(r.tokens) for r in new))

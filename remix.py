@@ -280,7 +280,7 @@ def train(
     )  # fmt: skip
 
     def rng(*what: int) -> np.random.Generator:
-        """No state but the step number. 1, epoch: prompts; 2, step: replay; 3, ...: mini-batches"""
+        """No state but the step number. 1, epoch: prompts; 2: replay; 3: mini-batches; 4: layers"""
         return np.random.default_rng([cfg.seed, *what])
 
     def upcoming(n: int) -> list[int]:
@@ -338,6 +338,7 @@ def train(
 
         # ---------------------------------------------------------- roll out with pi_k
         engine.sync(full_weights(sampler, cfg.dtype))
+        all_layers = siblings.skip_layers(cfg.skipped_layers, engine, sampler, rng(4, step))
         n_fresh = fresh_prompts(step, P, p)  # (1 - p) P
         chosen = replay.choose(buffer, n_fresh, upcoming)  # ReMix: the next ones
         asked = [problems[i] for i in chosen]
@@ -360,13 +361,14 @@ def train(
         log.engine_gap = check_engine([r for _, group in mine for r in group], sampler, cfg)
         if cfg.behaviour_logp == "trainer":  # a bfloat16 engine's own are too coarse for ratios
             log.engine_gap = siblings.rescore(new, forward(sampler, new), cfg.engine_weight)
+        all_layers()  # up to here --skipped_layers were left out: a nested model is pi_b
         fresh = siblings.filtered(replay.keep(buffer, sampled, chosen), cfg.filter_groups)  # all
-        drawn = buffer.draw(P - n_fresh, rng(2, step), fresh, score)  # p P, of the last N steps
+        drawn = buffer.draw(P - replay.taken(fresh, n_fresh), rng(2, step), fresh, score)  # p P
         replayed = parallel.gather_in_order(drawn)
         batch = [r for group in fresh + replayed for r in group]
 
         # ---------------------------------------------------------- what stays frozen in this step
-        for r in new if lag.k == 0 else []:
+        for r in new if lag.k == cfg.skipped_layers == 0 else []:
             r.logp_k = r.logp_b  # pi_k sampled it: c = 1, and no pass
         fill("logp_k", policy, [r for r in batch if r.logp_k is None])
         anchors = dict(base=base) if base else {}
@@ -431,7 +433,7 @@ def train(
         del heads  # large with the exact KL, and the next rollout wants the memory
         for r in batch:
             r.end_step()
-        if p > 0:
+        if p > 0 or replay.fills:
             buffer.push(fresh, step)
         state.done(step, len(log.norms), log.elapsed())
         share = len(replayed) / max(1, len(fresh) + len(replayed))

@@ -4,6 +4,7 @@
     --replay NAME        functions below, and their record in REPLAYS (the four of buffer.Replay)
     --filter_groups N    groups without contrast, and others in their place: filtered, fill_up
     --sampler_lag K      a sampler that has the weights of K steps ago: Lag
+    --skipped_layers K   a sampler without K of the layers: skip_layers
     --engine_weight      weights for the engine's own error: rescore
 
 Losses. Every one takes the same keywords and leaves out those it does not need. log-probs,
@@ -26,10 +27,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
-from loss import geppo_clip_eps, grouped, token_mean
+from data import TRUST
+from loss import geppo_clip_eps, group_advantages, grouped, token_mean
 from model import copy_weights
 from parallel import Batch
 
@@ -118,6 +121,16 @@ def gspo(
     return clipped(ratio, row_mean(advantages, mask), 1 - eps_low, 1 + eps_high)
 
 
+def dppo(*, logp: Tensor, logp_b: Tensor, advantages: Tensor, delta: float = 0.2, **_) -> Tensor:
+    """DPPO, divergence proximal policy optimisation (Qi et al. 2026, arXiv 2602.04879, Eq. 11 to
+    13), with the binary total variation: a token is dropped where its probability is more than
+    delta away from pi_b's, on the advantage's side. A ratio binds rare tokens too much, and likely
+    ones too little. (B, T)"""
+    moved = torch.exp(logp) - torch.exp(logp_b)  # pi_theta - pi_b
+    dropped = moved * advantages.sign() > delta
+    return torch.where(dropped, 0.0, -torch.exp(logp - logp_b.detach()) * advantages)  # -M r A
+
+
 # ------------------------------------------------------------------------------- weighted REINFORCE
 
 
@@ -175,6 +188,30 @@ def asymre(*, logp: Tensor, advantages: Tensor, mask: Tensor, **_) -> Tensor:
     """AsymRE, asymmetric REINFORCE (Arnal et al. 2025, arXiv 2506.20520): no importance ratio at
     all, stability comes from the lowered baseline alone. (B,)"""
     return -row_sum(advantages * logp, mask)  # -(r - V) log pi_theta(y),  V = mean + delta
+
+
+def vespo(
+    *,
+    logp: Tensor,
+    logp_b: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    positive: tuple[float, float] = (2.0, 3.0),
+    negative: tuple[float, float] = (3.0, 2.0),
+    **_,
+) -> Tensor:
+    """VESPO, variational sequence-level soft policy optimisation (arXiv 2602.10693): a smooth
+    weight of the whole response's ratio, without its length, in the clip's place: 1 at w = 1, the
+    highest at w = k / lambda, 0 far away. (k, lambda) go by the advantage's sign. (B, T)
+
+    Written from the authors' code (github.com/FloyedShen/VESPO) and TRL's loss_type "vespo", which
+    agree in equation and constants; they also bound log-ratios at 20, where the weight is 0 to 14
+    digits. [open] advantages that differ within a response (PPO's): the sign is their mean's."""
+    log_w = row_sum(logp - logp_b, mask).detach()  # w = pi_theta(y) / pi_b(y)
+    right = row_mean(advantages, mask) >= 0
+    k, lam = (torch.where(right, a, b) for a, b in zip(positive, negative, strict=True))
+    weight = torch.exp(lam + k * log_w - lam * torch.exp(log_w))  # w^k e^(lambda (1 - w))
+    return -weight[:, None] * advantages * logp  # -sg(weight) A log pi_theta
 
 
 # --------------------------------------------------------------------------------------- regression
@@ -329,8 +366,10 @@ LOSSES: dict[str, Loss] = dict(
         ppo, "Liu et al. 2025, arXiv 2503.20783", advantage=dr_grpo_advantages, per="constant"
     ),
     gspo=Loss(gspo, "Zheng et al. 2025, arXiv 2507.18071", per="response"),
+    dppo=Loss(dppo, "DPPO, Qi et al. 2026, arXiv 2602.04879"),
     cispo=Loss(cispo, "MiniMax-M1 2025, arXiv 2506.13585"),
     minpro=Loss(minpro, "Lei et al. 2026, arXiv 2601.22718 (from the abstract)"),
+    vespo=Loss(vespo, "VESPO 2026, arXiv 2602.10693"),
     m2po=Loss(m2po, "Zheng et al. 2025, arXiv 2510.01161", whole=m2po_cut),
     bapo=Loss(bapo, "Xi et al. 2025, arXiv 2510.18927", whole=bapo_bounds),
     topr=Loss(
@@ -402,6 +441,14 @@ def draw_buffer_matters(
     return [entry for entry in reversed(entries) if low <= entry.reward <= high][:count]
 
 
+def in_proportion(
+    entries: list[Entry], weights: list[float], count: int, rng: np.random.Generator
+) -> list[Entry]:
+    """At most count of the entries, without replacement, with probabilities like the weights."""
+    p = np.array(weights) / np.sum(weights)
+    return [entries[i] for i in rng.choice(len(entries), min(count, len(p)), replace=False, p=p)]
+
+
 def draw_on_policyness(
     entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
 ) -> list[Entry]:
@@ -411,8 +458,42 @@ def draw_on_policyness(
     if not entries:
         return []
     likelihood = [float(np.mean([logp.mean().exp() for logp in group])) for group in score()]
-    p = np.array(likelihood) / np.sum(likelihood)
-    return [entries[i] for i in rng.choice(len(entries), min(count, len(p)), replace=False, p=p)]
+    return in_proportion(entries, likelihood, count, rng)
+
+
+def draw_by_advantage(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable,
+    eps: float = 1e-6, power: float = 0.5,
+) -> list[Entry]:  # fmt: skip
+    """Replay by the advantage (arXiv 2606.04560): a response is drawn with a probability like
+    (|A| + eps)^power, and forgotten after 10 steps, which is --replay_window 10.
+
+    [open] written from a summary, not checked against the paper. Whole groups, as GRPO's advantage
+    needs them: a group's weight is the sum of its responses'. A is GRPO's, whichever --loss trains.
+    Without replacement in a step; what was drawn stays, and no weight undoes the draw."""
+    if not entries:
+        return []
+    rewards = torch.tensor([entry.rewards for entry in entries])  # (groups, G)
+    A = group_advantages(rewards.flatten(), rewards.shape[1])
+    weights = ((A.abs() + eps) ** power).view_as(rewards).sum(1).tolist()
+    return in_proportion(entries, weights, count, rng)
+
+
+def useful(buffer: Buffer, fresh: list[Group], problems: list[int]) -> list[Group]:
+    """POPO trains on, and stores, groups with contrast alone."""
+    return filtered(fresh, 0)
+
+
+def newest(
+    entries: list[Entry], count: int, rng: np.random.Generator, fresh: list[Group], score: Callable
+) -> list[Entry]:
+    """POPO (arXiv 2606.01281): useful old groups take the places of fresh ones without contrast,
+    newest first; with --off_policy_ratio 0, as in the paper, no others. Its loss is decoupled_ppo.
+
+    [open] written from a summary, not checked against the paper. Useful is: with contrast. A place
+    that no old group can take stays empty, and a group may be taken again until --replay_window
+    forgets it."""
+    return entries[: -count - 1 : -1]
 
 
 REPLAYS: dict[str, Replay] = dict(
@@ -420,6 +501,8 @@ REPLAYS: dict[str, Replay] = dict(
     repo=Replay(forget=last_of_each_prompt, draw=draw_repo),
     buffer_matters=Replay(choose=failed_again, keep=with_contrast, draw=draw_buffer_matters),
     on_policyness=Replay(draw=draw_on_policyness),
+    advantage=Replay(draw=draw_by_advantage),
+    popo=Replay(keep=useful, draw=newest, fills=True),
 )
 
 # ------------------------------------------------------------------------------------------ groups
@@ -470,6 +553,44 @@ class Lag:
         newest_first = [policy, *self.models.values()]
         for i in reversed(range(self.k)):
             copy_weights(newest_first[i + 1], newest_first[i])
+
+
+def check_layers(model: str, k: int) -> None:
+    """--skipped_layers k: ValueError if so many of the model's layers cannot be left out."""
+    config = AutoConfig.from_pretrained(model, **TRUST)
+    with torch.device("meta"):
+        trunk = AutoModelForCausalLM.from_config(config, **TRUST).get_decoder()
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ["the same"])
+    layers = len(trunk.layers) if hasattr(trunk, "layers") and len(kinds) == 1 else 1
+    if k >= layers:
+        raise ValueError(
+            f"--skipped_layers {k}: of a {config.model_type!r} model {layers - 1} layers can be "
+            "left out (all but the first, if they are of one kind); lower it"
+        )
+
+
+def skip_layers(k: int, engine, policy, rng: np.random.Generator) -> Callable[[], None]:
+    """--skipped_layers k: Nested-ReFT (Heuillet et al. 2025, arXiv 2508.10123). k layers of engine
+    and policy are left out until the function that is returned is called. What samples is then a
+    model nested in pi_theta, is proven to be that one (check_engine), and the ratio corrects it.
+    Evaluation has all layers.
+
+    [open] from the abstract: the draw is uniform, one a step, over all layers but the first, from
+    whose part of the cache transformers reads the length."""
+    if not k:
+        return lambda: None
+    trunks = [model.lm.get_decoder() for model in (engine, policy)]
+    whole = [trunk.layers for trunk in trunks]
+    skipped = 1 + rng.choice(len(whole[0]) - 1, k, replace=False)
+    for trunk in trunks:
+        kept = [layer for i, layer in enumerate(trunk.layers) if i not in skipped]
+        trunk.layers = nn.ModuleList(kept)
+
+    def all_layers() -> None:
+        for trunk, layers in zip(trunks, whole, strict=True):
+            trunk.layers = layers
+
+    return all_layers
 
 
 @torch.no_grad()

@@ -116,20 +116,28 @@ clip() {
 }
 
 # Other methods in ReMix-GRPO's place, each at its own rate: the losses of siblings.py, other ways
-# to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag.
+# to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag,
+# a nested sampler.
 siblings() {
   local loss
-  sibling() { add "$1" "${@:2}" --lr "${lr[$1]}"; }
+  # What tune has no run of yet: ReMix-GRPO's rate
+  sibling() { add "$1" "${@:2}" --lr "${lr[$1]:-${lr[remix-grpo]}}"; }
   for loss in $losses; do sibling "loss-$loss" "$grpo" --loss "$loss"; done
   replays sibling
   add lag2 "$grpo" --sampler_lag 2 --lr "${lr[remix-grpo]}"
   add lag2-loss-ppo "$grpo" --sampler_lag 2 --loss ppo --lr "${lr[loss-ppo]}"
+  # As in its paper: only in the places of groups without contrast, and as many rollouts
+  add popo-p0 "$grpo" --replay popo --replay_window 5 --loss decoupled_ppo --off_policy_ratio 0 \
+    --reincarnation_step 0 --steps 19 --eval_every 7 --lr "${lr[remix-grpo]}"
+  add skipped1 "$grpo" --skipped_layers 1 --lr "${lr[remix-grpo]}" # of three
 }
 replays() { # WHAT ADDS
   $1 replay-repo "$grpo" --replay repo --limit 32
   $1 replay-window "$grpo" --limit 32
   $1 replay-buffer_matters "$grpo" --replay buffer_matters --replay_window 5
   $1 replay-on_policyness "$grpo" --replay on_policyness --replay_window 5
+  $1 replay-advantage "$grpo" --replay advantage --replay_window 10
+  $1 replay-popo "$grpo" --replay popo --replay_window 5 --loss decoupled_ppo
 }
 
 # The whipping effect: length, reflection and the ratio along the response with and without replay

@@ -100,10 +100,14 @@ OTHERS = {
     **{f"siblings/loss-{name}": f"`--loss {name}` ({LOSSES[name].source})" for name in LOSSES},
     "siblings/replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
     "siblings/replay-on_policyness": "`--replay on_policyness --replay_window 5`",
+    "siblings/replay-advantage": "`--replay advantage --replay_window 10`",
+    "siblings/replay-popo": "`--replay popo --replay_window 5 --loss decoupled_ppo`",
+    "siblings/popo-p0": "the same, p = 0, without reincarnation",
     "siblings/replay-repo": "`--replay repo`, 32 problems",
     "siblings/replay-window": "ReMix-GRPO, 32 problems",
     "siblings/lag2": "`--sampler_lag 2`",
     "siblings/lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
+    "siblings/skipped1": "`--skipped_layers 1`, of three (Nested-ReFT)",
 }
 
 # ------------------------------------------------------------------------------------------ runs

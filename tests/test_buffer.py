@@ -1,6 +1,7 @@
 """The buffer's order, ages, draws, and the exact rollout counts of the paper."""
 
 import pickle
+import statistics
 
 import numpy as np
 import pytest
@@ -184,6 +185,44 @@ def test_on_policyness_draws_in_proportion_to_the_likelihood():
     np.testing.assert_allclose(counts / 3000, chances, atol=5 * (0.25 / 3000) ** 0.5)
     assert len(drawn(buffer, 9, score=score)) == 3
     assert drawn(Buffer(1, REPLAYS["on_policyness"]), 2, score=score) == []
+
+
+def rewarded(step, *rewards):
+    return [Response([step], [1], torch.zeros(1), True, reward, step) for reward in rewards]
+
+
+def test_advantage_draws_in_proportion_to_the_square_roots_of_the_advantages():
+    buffer = Buffer(10, REPLAYS["advantage"])
+    sets = [(1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1), (9.0, 1.0, 1.0, 1.0)]
+    weights = []
+    for step, rewards in enumerate(sets, 1):
+        buffer.push([rewarded(step, *rewards)], step)
+        mean, std = statistics.mean(rewards), statistics.stdev(rewards)
+        weights.append(sum((abs(r - mean) / (std + 1e-6) + 1e-6) ** 0.5 for r in rewards))
+    counts = np.zeros(4)
+    for seed in range(3000):
+        counts[drawn(buffer, 1, seed)[0][0].step - 1] += 1
+    chances = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(counts / 3000, chances, atol=5 * (0.25 / 3000) ** 0.5)
+    assert chances[2] < 1e-3 and counts[2] <= 10  # without contrast: hardly ever, not never
+    assert len(drawn(buffer, 9)) == 4
+    assert drawn(Buffer(1, REPLAYS["advantage"]), 2) == []
+    for step in range(5, 16):
+        buffer.push([rewarded(step, 1.0, 0.0, 0.0, 0.0)], step)
+    assert {e.step for e in buffer.entries} == set(range(6, 16))  # in step 16 of age 1 to 10
+
+
+def test_popo_keeps_contrast_of_any_reward_and_takes_the_newest():
+    buffer = Buffer(3, REPLAYS["popo"])
+    replay = buffer.replay
+    for step in range(1, 5):
+        sampled = [rewarded(step, 0.0, 0.0), rewarded(step, -2.5, 0.5), rewarded(step, 1.0, 1.0)]
+        kept = replay.keep(buffer, sampled, [1, 2, 3])
+        assert kept == sampled[1:2]
+        buffer.push(kept, step)
+    assert [g[0].step for g in drawn(buffer, 2)] == [4, 3]
+    assert [g[0].step for g in drawn(buffer, 9)] == [4, 3, 2]
+    assert drawn(buffer, 0) == [] and replay.keep(buffer, sampled[:1], [1]) == []
 
 
 def test_a_response_travels_between_ranks_as_it_is():

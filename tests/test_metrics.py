@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import machine
 import metrics
 import parallel
 import remix
+import siblings
 from buffer import Response
 from config import Config
 from data import load_problems
@@ -185,6 +187,18 @@ def test_mfu_padding_rates_and_memory_of_a_step(load, tmp_path):
         status = open("/proc/self/status").read()
         kib = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
         assert row["machine/process_memory"] == pytest.approx(kib / 2**20, rel=0.05)
+
+
+def test_the_work_counted_is_the_whole_models_with_skipped_layers_too(load, tmp_path):
+    """In the first step the log meets a model that lacks some."""
+    policy, engine, some = load(), SimpleNamespace(lm=load().lm), [response(2, 3)]
+    log = metrics.Log(Config(out=str(tmp_path), peak_tflops=1.0), 0, "cpu", dict(policy=policy))
+    log.bar.close()
+    all_layers = siblings.skip_layers(1, engine, policy, np.random.default_rng(0))
+    early = machine.flops(policy, some)
+    all_layers()
+    machine.sizes.cache_clear()
+    assert machine.flops(policy, some) == early
 
 
 def test_no_mfu_where_the_peak_is_not_known(load, tmp_path):

@@ -107,7 +107,7 @@ def test_statistics_of_the_whole_mini_batch_cost_a_forward_pass(train):
     )
 
 
-@pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness"])
+@pytest.mark.parametrize("kind", ["repo", "buffer_matters", "on_policyness", "advantage", "popo"])
 def test_every_replay_trains_and_resumes(train, tmp_path, kind):
     flags = ["--replay", kind, "--replay_window", 3, "--limit", 8, "--steps", 4, "--save_every", 2]
     rows = train("whole", *flags)
@@ -160,6 +160,42 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
     assert sum(len(step) for step in again) <= 3  # at most a quarter of the prompts
 
 
+@pytest.fixture
+def contrast(monkeypatch):
+    """contrast(of) -> from here on the groups at the places `of` have contrast, no others."""
+    real = remix.give_rewards
+
+    def only(of):
+        def rewards(groups, *args):
+            counts = real(groups, *args)
+            for place, group in groups:
+                for j, r in enumerate(group):
+                    r.reward = float(j == 0 and place in of)
+            return counts
+
+        monkeypatch.setattr(remix, "give_rewards", rewards)
+
+    return only
+
+
+def test_popo_is_no_replay_while_every_group_has_contrast(train, contrast):
+    contrast(range(8))
+    flags = ["--off_policy_ratio", 0, "--loss", "decoupled_ppo"]
+    assert train("popo", *flags, "--replay", "popo") == train("none", *flags)
+
+
+def test_popo_fills_the_places_of_groups_without_contrast(train, contrast):
+    flags = ["--off_policy_ratio", 0, "--loss", "decoupled_ppo", "--replay", "popo"]
+    contrast([1, 2, 3])
+    rows = train("half", *flags)
+    # 3 fresh groups of 8, then 3 + 3, then 3 + 5: newest first, so three are of the step before
+    assert [row["off_policy_ratio"] for row in rows] == pytest.approx([0, 3 / 6, 5 / 8])
+    assert [row["rollouts"] for row in rows] == [32, 64, 96] and "ess/age2" in rows[2]
+    contrast([])
+    none = train("none", *flags, "--kl_coef", 0)
+    assert [row["gradient_steps"] for row in none] == [0, 0, 0]
+
+
 def test_a_lagging_sampler(train, tmp_path):
     """With k = 2, step t trains on data of pi_{t-2}: the ratio is not 1 and its age says so; the
     run resumes exactly."""
@@ -192,6 +228,35 @@ def test_a_lagging_sampler(train, tmp_path):
     assert train("half", *flags) == rows
     prompt_by_prompt = train("fresh", *flags, "--sampler_lag", 0)
     assert prompt_by_prompt[0]["reward"] == rows[0]["reward"] and prompt_by_prompt[2] != rows[2]
+
+
+@pytest.mark.parametrize("logp", ["engine", "trainer"])
+def test_a_nested_sampler(train, monkeypatch, logp):
+    """pi_b is the engine's nested model, whose ratio is far from 1; pi_k is whole, and a run
+    resumes exactly."""
+    generate, saved = HFEngine.generate, []
+
+    def listening(engine, prompts, n=1, **options):
+        groups = generate(engine, prompts, n, **options)
+        if n > 1:  # not the few that are only compared
+            fed = [
+                len(p) + len(s.tokens) - 1 for p, g in zip(prompts, groups, strict=True) for s in g
+            ]
+            saved.append(sum(fed))
+        return groups
+
+    monkeypatch.setattr(HFEngine, "generate", listening)
+    flags = ["--skipped_layers", 1, "--behaviour_logp", logp, "--utd_ratio", 1, "--mini_batch", 8]
+    flags += ["--save_every", 1, "--off_policy_ratio", 0, "--steps", 2]
+    rows = train("whole", *flags)
+    for row in rows:  # one update a step, so the loss sees pi_theta = pi_k: r = c
+        assert row["engine_gap"] < 1e-5 and row["tv/age0"] < 1e-5
+        assert row["log_ratio_sq/age0"] > 0.1 and row["tokens_forward"] > 0
+    assert [row["layer_passes_saved"] for row in rows] == saved
+    train("half", *flags, "--steps", 1)
+    assert train("half", *flags) == rows
+    whole = train("none", *flags, "--skipped_layers", 0)
+    assert "layer_passes_saved" not in whole[0] and whole[0]["log_ratio_sq/age0"] < 1e-6
 
 
 @pytest.mark.parametrize("flags", ["", "--behaviour_logp trainer", "--sampler_lag 1"])
@@ -284,7 +349,8 @@ def test_the_weight_of_the_kl_reaches_the_loss(train):
 
 
 def test_a_buffer_of_each_kind_is_the_one_that_the_flag_names():
-    assert set(REPLAYS) == {"window", "repo", "buffer_matters", "on_policyness"}
+    kinds = {"window", "repo", "buffer_matters", "on_policyness", "advantage", "popo"}
+    assert set(REPLAYS) == kinds
     config.check_config(config.parse_config([*SMALL, "--replay", "on_policyness"]))
     with pytest.raises(ValueError, match="--replay repos: is none of window, repo, "):
         config.check_config(config.parse_config([*SMALL, "--replay", "repos"]))

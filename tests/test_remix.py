@@ -457,6 +457,8 @@ def bad(*flags):
             "--loss asymre: has an advantage of groups; use it with --algo grpo",
         ),
         (["--replay", "buffer_matters"], "--replay buffer_matters: looks at groups"),
+        (["--replay", "advantage"], "--replay advantage: looks at groups"),
+        (["--replay", "popo"], "--replay popo: looks at groups"),
         (
             ["--kl_unbiased", "--kl_estimator", "k2"],
             "--kl_estimator k2: has no weighted form; use k1 or k3, or leave --kl_unbiased out",
@@ -477,6 +479,8 @@ def bad(*flags):
             "--offload True: moves whole networks, which --lora_rank",
         ),
         (["--sampler_lag", -1], "--sampler_lag -1: must not be negative"),
+        (["--skipped_layers", -1], "--skipped_layers -1: must not be negative"),
+        (["--skipped_layers", 1, "--engine", "vllm"], "--skipped_layers 1: .* add --engine hf"),
         (["--steps", 0], "--steps 0: must be at least 1"),
         (["--lr", 0], "--lr 0.0: must be above 0"),
         (["--gamma", 1.5], "--gamma 1.5"),

@@ -1,13 +1,16 @@
 """Both engines: log-probs after a weight sync on a tied model, seeds, eos, top-p, and the check
 that stops a bad sync."""
 
+import copy
 import os
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 import config
@@ -16,6 +19,7 @@ from buffer import Response
 from data import load_problems
 from model import Policy, full_weights, load_model
 from parallel import collate
+from siblings import check_layers, skip_layers
 from tiny import embedded_problems
 
 VLLM = pytest.param("vllm", marks=pytest.mark.slow)
@@ -71,6 +75,53 @@ def test_engine_and_trainer_agree_after_a_sync(kind, engines, policy, prompts):
     assert sum(map(len, ours)) > 300
     assert (torch.cat(ours) - torch.cat(theirs)).abs().max() < 1e-3
     assert rollout.check_gap(ours, theirs, "float32") < 1e-5
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_skipped_layers_sample_from_the_model_that_has_only_the_others(engines, policy, prompts, k):
+    """Against a model of fewer layers, made of the others' weights; then all layers are back."""
+    engine, rng = engines("hf"), partial(np.random.default_rng, 5)
+    engine.sync(full_weights(policy))
+    kept = [0, *sorted({1, 2} - {1 + i for i in rng().choice(2, k, replace=False).tolist()})]
+    settings = copy.deepcopy(policy.lm.config)
+    settings.num_hidden_layers, settings.layer_types = len(kept), settings.layer_types[: len(kept)]
+    nested = Policy(AutoModelForCausalLM.from_config(settings), 1.0)
+    weights = {}
+    for name, weight in policy.lm.state_dict().items():
+        for i, layer in enumerate(kept):
+            if f"layers.{layer}." in name:
+                weights[name.replace(f"layers.{layer}.", f"layers.{i}.")] = weight
+        if "layers." not in name:
+            weights[name] = weight
+    nested.lm.load_state_dict(weights)
+
+    def sampled():
+        return engine.generate(prompts, seeds=list(range(24)), max_tokens=LIMIT)
+
+    before, names = sampled(), list(policy.lm.state_dict())
+    all_layers = skip_layers(k, engine, policy, rng())
+    groups = sampled()
+    for model in (nested, policy):
+        assert rollout.check_gap(*trainer_logp(model, prompts, groups), "float32") < 1e-5
+    all_layers()
+    with pytest.raises(rollout.WrongWeights, match="disagree"):  # a third of the model is missed
+        rollout.check_gap(*trainer_logp(policy, prompts, groups), "float32")
+    assert sampled() == before and list(policy.lm.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "settings, k, message",
+    [
+        (transformers.Qwen2Config(num_hidden_layers=3), 3, "'qwen2' model 2 layers can be left"),
+        (transformers.Qwen2Config(num_hidden_layers=3), 2, ""),
+        (transformers.GPT2Config(), 1, "'gpt2' model 0 layers"),  # under another name
+        (transformers.Gemma2Config(num_hidden_layers=4), 1, "'gemma2' model 0 layers"),  # two kinds
+    ],
+)
+def test_layers_that_cannot_be_skipped_are_refused(tmp_path, settings, k, message):
+    settings.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_layers(str(tmp_path), k)
 
 
 @both

@@ -111,6 +111,19 @@ def m2po_ref(lp, lk, lb, A):
     return (0.0, 0.0) if on_the_clipped_side and far else (-r * A, -r * A)
 
 
+def dppo_ref(lp, lk, lb, A):
+    p, b = math.exp(lp), math.exp(lb)
+    too_far = p > b + 0.2 if A > 0 else p < b - 0.2
+    return (0.0, 0.0) if too_far else (-p / b * A, -p / b * A)
+
+
+def vespo_ref(lp, lk, lb, A):
+    w = math.prod(math.exp(p) / math.exp(b) for p, b in zip(lp, lb, strict=True))
+    k, lam = (2, 3) if sum(A) >= 0 else (3, 2)
+    phi = w**k * math.exp(-lam * w) / math.exp(-lam)
+    return [-phi * a * p for p, a in zip(lp, A, strict=True)], [-phi * a for a in A]
+
+
 def gspo_ref(lp, lk, lb, A):
     n, mean_A = len(lp), sum(A) / len(A)
     s = math.prod(math.exp(p) / math.exp(b) for p, b in zip(lp, lb, strict=True)) ** (1 / n)
@@ -151,8 +164,10 @@ EQUATIONS = dict(
     ),
     dr_grpo=ppo_ref,
     gspo=gspo_ref,
+    dppo=per_token(dppo_ref),
     cispo=per_token(cispo_ref),
     minpro=minpro_ref,
+    vespo=vespo_ref,
     m2po=per_token(m2po_ref),
     bapo=per_token(lambda lp, lk, lb, A: clip_ref(math.exp(lp) / math.exp(lb), A, 0.7, 1.9)),
     topr=topr_ref,
@@ -182,7 +197,7 @@ def test_value_and_gradient_against_the_equation(name, seed):
         ).all()  # nothing reaches a pad, nor a row without tokens
 
 
-@pytest.mark.parametrize("name", ["ppo", "clip_higher", "decoupled_ppo", "bapo", "m2po"])
+@pytest.mark.parametrize("name", ["ppo", "clip_higher", "decoupled_ppo", "bapo", "m2po", "dppo"])
 def test_both_branches_were_visited(name):
     grads = torch.cat([gradient(name, batch(seed))[batch(seed)["mask"] == 1] for seed in range(5)])
     assert 0.02 < (grads == 0).double().mean() < 0.9
@@ -211,6 +226,34 @@ def test_topr_is_capped_at_one_for_wrong_responses_and_weighs_right_ones_by_one(
         logp=tensor([[-1.0]]), logp_b=tensor([[-1001.0]]), advantages=tensor([[-1.0]])
     )
     assert torch.isfinite(gradient("topr", far)).all()  # exp(1000) is never formed
+
+
+def test_dppo_drops_by_the_probability_and_not_by_the_ratio():
+    """A rare token may grow a hundredfold; a likely one is held, on the advantage's side."""
+    for old, new, A, kept in [
+        (0.001, 0.1, +1, True),
+        (0.5, 0.69, +1, True),
+        (0.5, 0.71, +1, False),
+        (0.5, 0.71, -1, True),
+        (0.5, 0.31, -1, True),
+        (0.5, 0.29, -1, False),
+        (0.5, 0.29, +1, True),
+        (0.5, 0.71, 0, True),
+    ]:
+        kw = batch(0, [1]) | dict(logp=tensor([[math.log(new)]]), logp_b=tensor([[math.log(old)]]))
+        grad = gradient("dppo", kw | dict(advantages=tensor([[float(A)]])))
+        close(grad, tensor([[-A * new / old if kept else 0.0]]))
+
+
+@pytest.mark.parametrize("A, k, lam", [(1.0, 2, 3), (-1.0, 3, 2)])
+def test_the_weight_of_vespo_is_one_on_policy_highest_at_k_over_lambda_and_fades(A, k, lam):
+    def weight(log_w):
+        kw = batch(0, [1]) | dict(logp=tensor([[-1.0]]), logp_b=tensor([[-1.0 - log_w]]))
+        return -A * gradient("vespo", kw | dict(advantages=tensor([[A]]))).item()
+
+    top = math.log(k / lam)
+    assert weight(0.0) == 1 and weight(top) > max(weight(top - 0.1), weight(top + 0.1), 1)
+    assert weight(-700.0) == weight(+700.0) == weight(+800.0) == 0  # exp(800) is inf
 
 
 def test_minpro_against_the_exact_prefix_ratio():
@@ -337,6 +380,24 @@ def test_m2po_without_a_cut_is_the_plain_ratio_and_with_zero_only_pulls_back():
     )
     pushes_on = ((kw["logp"] - kw["logp_b"]) * kw["advantages"] > 0) & (kw["mask"] == 1)
     assert torch.equal((gradient("m2po", kw, cut=0.0) == 0) & (kw["mask"] == 1), pushes_on)
+
+
+def test_dppo_without_a_bound_is_the_plain_ratio():
+    kw = batch(10)
+    plain = -torch.exp(kw["logp"] - kw["logp_b"]) * kw["advantages"]
+    close(LOSSES["dppo"].loss(**kw, delta=math.inf), plain)
+    assert (LOSSES["dppo"].loss(**kw) - plain).abs().max() > 0.01
+
+
+def test_vespo_without_decay_is_the_responses_importance_weight():
+    """w A, whose gradient is w A too: k = 1, lambda = 0; and REINFORCE with k = 0."""
+    kw = batch(14, per_response=True)
+    logp = kw["logp"].clone().requires_grad_()
+    w = torch.exp(((logp - kw["logp_b"]) * kw["mask"]).sum(1))
+    (-w * kw["advantages"][:, 0]).sum().backward()
+    close(gradient("vespo", kw, positive=(1.0, 0.0), negative=(1.0, 0.0)), logp.grad)
+    reinforce = gradient("vespo", kw, positive=(0.0, 0.0), negative=(0.0, 0.0))
+    close(reinforce, -kw["advantages"] * kw["mask"])
 
 
 def test_reductions_to_reinforce():
