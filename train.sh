@@ -8,9 +8,9 @@
 #   bash train.sh 1.5b-lora              adapters, for one GPU of 24 GB; 7b-lora for one of 80 GB
 #
 # NPROC=8 ranks (default: one for each GPU that PyTorch sees, else 1); several nodes, on each:
-# TORCHRUN="--nnodes 2 --rdzv_backend c10d --rdzv_endpoint HOST:29500". The same command goes on
-# where a run stopped; other flags want another --out. Ctrl-C or SIGTERM: the step ends and is saved
-# (exit status 130 or 143). The recipes are a table in config.py.
+# TORCHRUN="--nnodes 2 --rdzv_backend c10d --rdzv_endpoint HOST:29500" (Slurm: examples/slurm.sh).
+# The same command goes on where a run stopped; other flags want another --out. Ctrl-C or SIGTERM:
+# the step ends and is saved (exit status 130 or 143). The recipes are a table in config.py.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bash "$here/install.sh"

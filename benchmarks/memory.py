@@ -3,6 +3,7 @@
     python benchmarks/memory.py              the memory tables of docs/scaling.md (simulated)
     python benchmarks/memory.py --estimate   its tables of seconds and of bytes sent (arithmetic)
     python benchmarks/memory.py --lora 32    the table of --lora_rank 32 (simulated)
+    python benchmarks/memory.py --cards      which recipe fits which card (simulated)
     python benchmarks/memory.py --check      small shapes: simulated against measured on this CPU
 
 Simulated: Policy and Critic of model.py run forward and backward at full size, with AdamW, on
@@ -14,12 +15,14 @@ and nothing runs at the same time. So a layer that FSDP2 fetches early on a GPU 
 arithmetic.
 
 Every response of a batch has full length: the worst case. GiB = 2^30 bytes. Shapes are those of the
-published configs of DeepSeek-R1-Distill-Qwen (all three have an untied head).
+published configs of DeepSeek-R1-Distill-Qwen, with an untied head, and of Qwen2.5-0.5B, with a tied
+one.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -58,6 +61,7 @@ SMALL_GPU = 22 * GIB  # the least that it sees of a 24 GB card (A10G, L4; a 4090
 RESERVE = 4 * GIB
 PROMPT = 766
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
     "1.5B": (1536, 8960, 28, 12, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
     "32B": (5120, 27648, 64, 40, 8, 152064),
@@ -73,7 +77,7 @@ def shape(size: str) -> Qwen2Config:
         num_attention_heads=heads,
         num_key_value_heads=kv,
         vocab_size=vocabulary,
-        tie_word_embeddings=False,
+        tie_word_embeddings=size == "0.5B",
         max_position_embeddings=131072,
     )
 
@@ -310,7 +314,8 @@ def count(config: Qwen2Config) -> dict[str, int]:
     layer = 2 * H * H + 2 * H * kv + H + 2 * kv + 3 * H * inner + 2 * H
     head = config.vocab_size * H
     trunk = config.num_hidden_layers * layer + head + H
-    return dict(layer=layer, trunk=trunk, head=head, policy=trunk + head)
+    policy = trunk + head * (not config.tie_word_embeddings)
+    return dict(layer=layer, trunk=trunk, head=head, policy=policy)
 
 
 def engine_weights(size: str, tensor_parallel: int) -> float:
@@ -429,6 +434,84 @@ def memory_tables(sizes: list[str]) -> None:
     table(names, rows, 4)
 
 
+# ---- which line to type on which card ------------------------------------------------------------
+
+CARDS = {24: 22, 40: 39, 48: 44, 80: 79, 141: 139}  # GB in its name: GiB that PyTorch sees of it
+TOGETHER = 8  # responses of full length: an engine that holds fewer would sample for days
+HALF_B = "1.5b --model Qwen/Qwen2.5-0.5B-Instruct --prompt qwen"
+ADAPTERS = "32b --lora_rank 32 --lr 1e-5 --critic_lr 1e-4"
+LINES = [  # behind `bash train.sh`; size, GPUs, LoRA's rank
+    (HALF_B, "0.5B", 1, 0),
+    ("1.5b", "1.5B", 1, 0),
+    ("1.5b", "1.5B", 8, 0),
+    ("1.5b-lora", "1.5B", 1, 32),
+    ("7b", "7B", 1, 0),
+    ("7b", "7B", 8, 0),
+    ("7b-lora", "7B", 1, 32),
+    ("7b-lora", "7B", 8, 32),
+    ("32b", "32B", 8, 0),
+    ("32b", "32B", 32, 0),
+    (ADAPTERS, "32B", 8, 32),
+]
+
+
+def simulated(size: str, gpus: int, rank: int) -> dict[str, int]:
+    """simulate's parts, kept in a file: it takes minutes. Delete the file to have them anew."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "memory.jsonl")
+    with open(path, "a+") as file:
+        file.seek(0)
+        rows = [json.loads(line) for line in file]
+        key = dict(size=size, gpus=gpus, lora_rank=rank)
+        for row in rows:
+            if key.items() <= row.items():
+                return row
+        say(f"simulating a step of {size} on {gpus} GPUs, LoRA {rank} ...")
+        parts = simulate(shape(size), gpus, lora_rank=rank)
+        file.write(json.dumps(key | parts) + "\n")
+    return parts
+
+
+def flags_for(s: dict[str, float], size: str, gpus: int, card: float) -> tuple[str, float]:
+    """The memory flags with which a step fits a card of so many bytes, or a dash; and the least
+    bytes that do. s: `summary`."""
+    c, needs = shape(size), []
+    heads = c.num_key_value_heads * c.hidden_size // c.num_attention_heads
+    full = 4 * c.num_hidden_layers * heads * (PROMPT + 8192)  # keys and values of a response
+    usual = 4 if size == "32B" else 1  # the recipe's
+    for parallel in (n for n in (1, 2, 4, 8) if usual <= n <= max(usual, gpus)):
+        weights = engine_weights(size, parallel)
+        engine = weights + LOST + TOGETHER * full / parallel
+        training = max(s["update"], s["frozen"], s["resident"] + s["tensor"] + weights)
+        needs.append(max(training, s["resident"] + engine) + RESERVE)
+        share = int(100 * (card - RESERVE - s["resident"]) / card) / 100
+        if training + RESERVE <= card and engine <= share * card:
+            share = min(share, max(0.5, math.ceil(100 * engine / card) / 100))
+            return f"{share:g}" + (f", tp {parallel}" if parallel != usual else ""), needs[-1]
+    return "–", min(needs)
+
+
+def card_table() -> None:
+    """One line for both algorithms where they agree on every card."""
+    rows = []
+    for line, size, gpus, rank in LINES:
+        parts, cells, least = simulated(size, gpus, rank), {}, {}
+        for algo in ("ppo", "grpo"):
+            s = summary(parts, shape(size), algo)
+            fits = [flags_for(s, size, gpus, gib * GIB) for gib in CARDS.values()]
+            cells[algo], needs = zip(*fits, strict=True)
+            least[algo] = f"{min(needs) / GIB:.0f}"
+        names = [f"`{line}`", f"`{line} --algo grpo`"]
+        if cells["ppo"] == cells["grpo"]:
+            names = [f"`{line}`, also `--algo grpo`"]
+        for name, algo in zip(names, cells, strict=False):
+            rows.append([name, gpus, least[algo], *cells[algo]])
+    print(
+        "Simulated: `--gpu_memory` with which a step fits, 0.5 where it can be (tp: with "
+        "`--tensor_parallel`);\nresponse 8,192 + prompt 766, checkpointing\n"
+    )
+    table(["bash train.sh", "GPUs", "GiB", *(f"{gb} GB" for gb in CARDS)], rows)
+
+
 # ---- the simulation against a measurement --------------------------------------------------------
 
 
@@ -474,8 +557,8 @@ def check() -> None:
 # ---- seconds, by arithmetic ----------------------------------------------------------------------
 
 
-# Assumptions, none measured here: an H100-class GPU (989 TFLOP/s bf16, 3.35 TB/s), eight a node
-FLOPS = 989e12 * 0.45  # what training and prefill reach of it, recomputation counted as work
+# Assumptions: an H100-class GPU (989 TFLOP/s bf16, 3.35 TB/s), eight a node
+FLOPS = 989e12 * 0.45  # HFU of training and prefill; an H200's updates had 0.35 (docs/scaling.md)
 HBM = 3.35e12 * 0.6  # bytes/s that decoding reaches
 DECODE, PER_SEQUENCE, TP_CALL = 4e-3, 10e-6, 15e-6  # s: decoding step; sequence, all-reduce in it
 BUS = 300e9  # bytes/s of a gather or scatter, in a node and over 8 x 400 Gbit/s
@@ -508,20 +591,19 @@ def seconds(
     *,
     fresh: float,
     passes: int,
-    late: bool,
     parallel: int,
     share: float = 0.5,
     length: int = 8192,
 ) -> dict[str, float]:
-    """One step. fresh: share of B that is sampled; late: lambda < 1 (t > 50), one more pass."""
+    """One step, t <= 50. fresh: share of B that is sampled."""
     c, p = shape(size), count(shape(size))
     B = 256 if algo == "ppo" else 2048
     tokens = B * (PROMPT + length) / gpus  # a rank's, in one pass over the batch
     attention = 2 * (PROMPT + length) * c.hidden_size * c.num_hidden_layers
     policy = 2 * p["trunk"] + attention
     critic = (2 * (p["trunk"] - p["head"]) + attention) * (algo == "ppo")
-    # policy on all (fresh: --behaviour_logp trainer; replayed: pi_k), base on fresh, precedent
-    frozen = tokens * (policy * (1 + fresh + late) + critic) / FLOPS
+    # policy on all (fresh: --behaviour_logp trainer; replayed: pi_k), base on fresh
+    frozen = tokens * (policy * (1 + fresh) + critic) / FLOPS
     update = passes * tokens * 4 * (policy + critic) / FLOPS  # forward, again, backward: 1 + 1 + 2
     micro = passes * tokens / (PROMPT + length)  # one response each
     sent = micro * 8 * (p["policy"] + p["trunk"] * (algo == "ppo")) * (gpus - 1) / gpus / BUS
@@ -545,13 +627,8 @@ def estimate_tables() -> None:
         ("32B", 32, 4, 0.5),
     ):
         for algo in ("ppo", "grpo"):
-            for name, fresh, passes, late in (
-                (algo.upper(), 1.0, 1, False),
-                (f"ReMix-{algo.upper()}, t <= 50", 0.6, 2, False),
-                (f"ReMix-{algo.upper()}, mixing, t > 50 (T = 100)", 0.6, 2, True),
-                ("after reincarnation, t > 50", 1.0, 1, True),
-            ):
-                how = dict(fresh=fresh, passes=passes, late=late, parallel=parallel, share=share)
+            for name, fresh, passes in ((algo.upper(), 1.0, 1), (f"ReMix-{algo.upper()}", 0.6, 2)):
+                how = dict(fresh=fresh, passes=passes, parallel=parallel, share=share)
                 s = seconds(size, gpus, algo, **how)
                 parts = [s[k] for k in "rollout frozen update sync total sent".split()]
                 parts.append(s["total"] * 100 / s["updates"])
@@ -583,6 +660,7 @@ def main() -> None:
     flag, sizes = parser.add_argument, list(SHAPES)
     flag("--estimate", action="store_true", help="seconds of a step and bytes sent; arithmetic")
     flag("--lora", type=int, metavar="RANK", help="memory with --lora_rank RANK, one GPU")
+    flag("--cards", action="store_true", help="which recipe fits which card, with which flags")
     flag("--check", action="store_true", help="simulated against measured peak on this CPU")
     flag("--sizes", nargs="+", default=sizes, choices=sizes, help="of the memory tables")
     options = parser.parse_args()
@@ -591,6 +669,8 @@ def main() -> None:
         check()
     elif options.estimate:
         estimate_tables()
+    elif options.cards:
+        card_table()
     elif options.lora:
         peak_table([run for run in LORA_RUNS if run[0] in options.sizes], options.lora)
     else:

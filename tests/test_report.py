@@ -81,6 +81,14 @@ def test_every_mark_is_made_anew(path):
     assert emptied.count("<!-- /") == len(re.findall(marks, old, re.DOTALL))
 
 
+def test_the_table_of_cards_is_what_the_simulations_give():
+    """They are kept: the command simulates nothing anew."""
+    command = [sys.executable, "benchmarks/memory.py", "--cards"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "| `7b` | 8 |" in done.stdout, done.stderr
+    assert done.stdout.strip() in (ROOT / "benchmarks" / "results" / "cards.md").read_text()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for text, link in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", page.read_text()):

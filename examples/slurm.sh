@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# train.sh on several nodes under Slurm; behind it train.sh's arguments. From the checkout:
+#
+#   sbatch examples/slurm.sh 7b --algo grpo --out /shared/7b-grpo
+#   sbatch --nodes 4 examples/slurm.sh 32b --out /shared/32b
+#
+# Before the time is over the step ends and is saved, and the job is queued again. After a failure
+# submit the same line: the run goes on from its last checkpoint. More: docs/scaling.md
+#SBATCH --job-name=remix
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@2700
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+: "${SLURM_JOB_ID:?is not set; start this with sbatch, as its first lines show}"
+# export HF_HOME=/shared/huggingface HF_HUB_OFFLINE=1   # nodes without network
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0  # nodes with several networks
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# 2,400 of the 2,700 s above: so long a step and its checkpoint may take
+export TORCHRUN="--nnodes $SLURM_JOB_NUM_NODES --rdzv_backend c10d --rdzv_id $SLURM_JOB_ID
+  --rdzv_endpoint $first:$((20000 + SLURM_JOB_ID % 10000)) --shutdown_timeout 2400
+  --tee 3 --local_ranks_filter 0 --log_dir out/logs/$SLURM_JOB_ID-node"
+
+asked=
+trap 'asked=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # of the tasks alone, not of this shell
+# shellcheck disable=SC2016
+srun --cpu-bind=none --kill-on-bad-exit=1 \
+  bash -c 'TORCHRUN+=$SLURM_NODEID; exec bash train.sh "$@"' _ "$@" & # exec: the task is torchrun
+status=0
+wait $! || status=$?
+if [ -n "$asked" ]; then # USR1 has ended this wait alone
+  wait $! || status=$?
+  [ $status = 0 ] || scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
