@@ -26,7 +26,7 @@ launch() {
   if [ "$nproc" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
     # A signal lets the step end and be saved, but torchrun kills after 30 s: more, for long steps
     # shellcheck disable=SC2086
-    $run "$here/.venv/bin/torchrun" --nproc_per_node "$nproc" --shutdown_timeout 900 \
+    $run "$here/.venv/bin/torchrun" --nproc_per_node "$nproc" --shutdown_timeout 2400 \
       ${TORCHRUN:-} "$here/remix.py" "$@"
   else
     $run "$python" "$here/remix.py" "$@"

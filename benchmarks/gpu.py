@@ -42,7 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 NOMINAL = 989e12  # bf16 operations/s of an H100 SXM, dense
 GIB = 2**30
-SIMULATED = ROOT / "benchmarks/results"  # simulate(shape("1.5B"), 1), also with lora_rank=RANK
 RANK = 32  # of LoRA
 
 
@@ -502,20 +501,14 @@ def profile(o, case: str, trainer: Trainer, rs: list) -> None:
 
 
 def expected_bytes(o, s: Shape, rank: int) -> dict[str, int]:
-    """Simulated on a CPU beforehand: it takes minutes."""
-    file = SIMULATED / f"memory_1.5B{'_lora' * bool(rank)}.json"
-    if not o.rehearse and file.exists():
-        return json.loads(file.read_text())
+    """Simulated on a CPU beforehand, as it takes minutes."""
     import memory
 
-    import model
-
-    part = model.LOGITS_PER_PART
-    how = dict(response=s.response, budget=budget_of(o)) if o.rehearse else {}
+    if not o.rehearse:
+        return memory.simulated("1.5B", 1, rank)
     memory.PROMPT = s.prompt
-    simulated = memory.simulate(s.config, 1, lora_rank=rank, **how)
-    model.LOGITS_PER_PART = part
-    return simulated
+    how = dict(response=s.response, budget=budget_of(o), lora_rank=rank)
+    return memory.simulate(s.config, 1, **how)
 
 
 def with_offload(full: dict[str, int]) -> dict[str, int]:

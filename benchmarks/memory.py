@@ -443,10 +443,12 @@ ADAPTERS = "32b --lora_rank 32 --lr 1e-5 --critic_lr 1e-4"
 LINES = [  # behind `bash train.sh`; size, GPUs, LoRA's rank
     (HALF_B, "0.5B", 1, 0),
     ("1.5b", "1.5B", 1, 0),
+    ("1.5b --offload", "1.5B", 1, 0),
     ("1.5b", "1.5B", 8, 0),
     ("1.5b-lora", "1.5B", 1, 32),
     ("7b", "7B", 1, 0),
     ("7b", "7B", 8, 0),
+    ("7b --offload", "7B", 8, 0),
     ("7b-lora", "7B", 1, 32),
     ("7b-lora", "7B", 8, 32),
     ("32b", "32B", 8, 0),
@@ -497,6 +499,9 @@ def card_table() -> None:
         parts, cells, least = simulated(size, gpus, rank), {}, {}
         for algo in ("ppo", "grpo"):
             s = summary(parts, shape(size), algo)
+            if "--offload" in line:
+                alone = dict(update=s["offload_update"], frozen=s["offload_frozen"])
+                s |= dict(resident=s["policy"]) | alone
             fits = [flags_for(s, size, gpus, gib * GIB) for gib in CARDS.values()]
             cells[algo], needs = zip(*fits, strict=True)
             least[algo] = f"{min(needs) / GIB:.0f}"
@@ -558,7 +563,7 @@ def check() -> None:
 
 
 # Assumptions: an H100-class GPU (989 TFLOP/s bf16, 3.35 TB/s), eight a node
-FLOPS = 989e12 * 0.45  # HFU of training and prefill; an H200's updates had 0.35 (docs/scaling.md)
+FLOPS = 989e12 * 0.31  # HFU of an H100's updates, as measured (docs/scaling.md); prefill's, too
 HBM = 3.35e12 * 0.6  # bytes/s that decoding reaches
 DECODE, PER_SEQUENCE, TP_CALL = 4e-3, 10e-6, 15e-6  # s: decoding step; sequence, all-reduce in it
 BUS = 300e9  # bytes/s of a gather or scatter, in a node and over 8 x 400 Gbit/s

@@ -22,9 +22,9 @@ set -euo pipefail
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0  # nodes with several networks
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# 2,400 of the 2,700 s above: so long a step and its checkpoint may take
+# train.sh waits 2,400 of the 2,700 s above for a step and its checkpoint
 export TORCHRUN="--nnodes $SLURM_JOB_NUM_NODES --rdzv_backend c10d --rdzv_id $SLURM_JOB_ID
-  --rdzv_endpoint $first:$((20000 + SLURM_JOB_ID % 10000)) --shutdown_timeout 2400
+  --rdzv_endpoint $first:$((20000 + SLURM_JOB_ID % 10000))
   --tee 3 --local_ranks_filter 0 --log_dir out/logs/$SLURM_JOB_ID-node"
 
 asked=
