@@ -93,7 +93,9 @@ def test_recipes_sample_what_the_paper_says(recipe, rollouts):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ValueError, match="--recipe 13b: there is none; take tiny, smollm, 1.5b, 7b, 32b"):
+    with pytest.raises(
+        ValueError, match="--recipe 13b: there is none; take tiny, smollm, 1.5b, 7b, 32b"
+    ):
         config.parse_flags(["--recipe", "13b"])
 
 

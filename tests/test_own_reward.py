@@ -442,6 +442,19 @@ def problems_of(name: str, tmp_path: Path, count: int = 1000) -> list[dict]:
     return rows
 
 
+def test_the_sums_that_came_with_the_code():
+    """They are the script's, right, and none of them is in both files."""
+    sums = example("sums")
+    seen = set()
+    for name, count, seed in (("sums", 1000, 0), ("sums_test", 200, 1)):
+        lines = (ROOT / "examples" / f"{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert rows == sums.problems(count, seed)
+        assert all(eval(row["problem"]) == int(row["answer"]) >= 0 for row in rows)
+        assert seen.isdisjoint(new := {row["problem"] for row in rows}) and len(new) == count
+        seen |= new
+
+
 def test_problems_of_countdown_can_be_solved(tmp_path):
     """By brute force: every order, every operator, every way to bracket up to four numbers."""
     countdown = example("countdown")

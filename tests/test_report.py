@@ -144,7 +144,7 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
     done = subprocess.run(
         ["bash", "runs/experiments.sh", "all"],
         cwd=ROOT,
-        env=os.environ | {"DRY": "1", "SEEDS": "0"},
+        env=os.environ | dict(DRY="1", SEEDS="0", SMOLLM="out/SmolLM2-135M-Instruct"),
         capture_output=True,
         text=True,
         check=True,
@@ -155,7 +155,7 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
         for name, seeds in read_experiment(file).items()
         for _, config in seeds
     }
-    unlike, seen = {"out", "prompt", "shard", "save_every", "top_p"}, set()
+    unlike, seen = {"out", "prompt", "shard", "dtype", "save_every", "top_p"}, set()
     for line in done.stdout.splitlines():
         python, script, *flags = line.split()
         new = json.loads(json.dumps(asdict(parse_config(flags))))  # tuples are lists there
