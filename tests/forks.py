@@ -36,9 +36,10 @@ def work(script: str, args: list[str], env: dict[str, str], said: str) -> None:
 
 
 def forked(
-    said: Path, args: list, script="import remix; remix.main()", ranks=1, nodes=1, seconds=300
+    said: Path, args: list, script="import remix; remix.main()", ranks=1, nodes=1
 ) -> list[int]:
-    """Exit status of each process: `ranks` on each of `nodes`, with the variables of torchrun."""
+    """Exit status of each process: `ranks` on each of `nodes`, with the variables of torchrun. What
+    they say is added to the file `said`."""
     args, world, envs = list(map(str, args)), ranks * nodes, [clean_env()]
     if world > 1:
         with socket.socket() as s:
@@ -48,7 +49,8 @@ def forked(
         each = [dict(RANK=str(i), LOCAL_RANK=str(i % ranks)) for i in range(world)]
         envs = [clean_env(**shared, **own) for own in each]
     processes = [CONTEXT.Process(target=work, args=(script, args, e, str(said))) for e in envs]
-    deadline = time.monotonic() + seconds
+    said.touch()  # to be read even if none gets so far
+    deadline = time.monotonic() + 300
     for process in processes:
         process.start()
     for process in processes:
