@@ -22,13 +22,13 @@ def clean_env(**more):
 
 
 def work(script: str, args: list[str], env: dict[str, str], said: str) -> None:
-    """In the new process: `python -c script args`, its output into the file `said`."""
+    """In the new process: the script with these args, its output into the file `said`."""
     gc.freeze()  # or each collection looks at all that was imported
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["-c", *args]
+    sys.argv = ["remix.py", *args]
     try:
         exec(script, {})
     finally:
