@@ -49,6 +49,7 @@ from config import Config
 if __name__ == "__main__":  # a slip in a flag should not wait for torch, which takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: Ctrl-C needs no traceback
     config.command_line()
+    gc.disable()  # until all is imported: a tenth of that time went into looking for garbage
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -473,6 +474,7 @@ def environment(cfg: Config, device: str) -> dict:
 
 
 def main() -> None:
+    gc.enable()
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows every step as it ends
     try:  # bad input: one sentence, before any model is loaded
         cfg = config.parse_config()

@@ -13,6 +13,7 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 export OMP_NUM_THREADS=1
+export PYTHONDONTWRITEBYTECODE= # or, where it is set, every process compiles vLLM anew
 args=() where=(tests)
 for arg in "$@"; do
   case "$arg" in

@@ -2,17 +2,15 @@
 gets, what is saved; and that it learns."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from forks import forked
 from test_model import RESPONSES
 from test_ranks import assert_gradients_of_one_rank
-from test_remix import assert_same_run, clean_env, metrics, run, weights
+from test_remix import assert_same_run, metrics, run, weights
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.func import functional_call
@@ -236,13 +234,8 @@ def test_a_run_goes_on_bit_for_bit_and_saves_adapters_alone(base, tmp_path, algo
     assert {name.split(".")[0] for name in weights_saved} == {
         "policy", "base", "prev", *(["critic"] if algo == "ppo" else ["lag1"])
     }  # fmt: skip
-    command = [
-        sys.executable,
-        "checkpoint.py",
-        str(tmp_path / "whole"),
-        str(tmp_path / "x" / "model"),
-    ]
-    subprocess.run(command, cwd=ROOT, env=clean_env(), check=True, capture_output=True)
+    said, args = tmp_path / "said.txt", [tmp_path / "whole", tmp_path / "x" / "model"]
+    assert forked(said, args, "import checkpoint; checkpoint.main()") == [0], said.read_text()
     ours, theirs = weights(tmp_path / "x"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
@@ -267,10 +260,9 @@ def test_ranks_and_nodes_give_the_gradients_of_one_rank(base, tmp_path, algo):
 def test_it_learns_the_embedded_task(tmp_path):
     """The base model solves a quarter of the problems, and half of them after four steps of an
     adapter of rank 16. The noise is three points."""
-    command = [sys.executable, "remix.py", "--recipe", "tiny", "--algo", "grpo", "--engine", "hf"]
-    command += ["--lora_rank", "16", "--lr", "1e-3", "--steps", "4", "--eval_every", "0"]
-    command += ["--reincarnation_step", "3", "--kl_convex", "schedule:2,1"]
-    command += ["--out", str(tmp_path / "run")]
-    subprocess.run(command, cwd=ROOT, env=clean_env(), check=True, capture_output=True)
+    flags = "--recipe tiny --algo grpo --engine hf --lora_rank 16 --lr 1e-3 --steps 4".split()
+    flags += "--eval_every 0 --reincarnation_step 3 --kl_convex schedule:2,1".split()
+    said = tmp_path / "said.txt"
+    assert forked(said, [*flags, "--out", tmp_path / "run"]) == [0], said.read_text()
     before, *_, after = (row.get("eval/pass@1") for row in metrics(tmp_path / "run"))
     assert before < 0.35 and after > before + 0.12

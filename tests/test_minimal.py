@@ -6,18 +6,17 @@ import functools
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import types
 from contextlib import redirect_stdout
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forks import forked
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -56,7 +55,7 @@ GROUP = dict(ppo=1, grpo=4)
 
 # remix.py, which also keeps what its engine drew, by its seeds
 RECORDER = """
-import atexit, sys, torch, remix, rollout
+import sys, torch, remix, rollout
 generate, drawn = rollout.HFEngine.generate, {}
 
 def record(engine, prompts, n=1, *, seeds, **options):
@@ -65,10 +64,9 @@ def record(engine, prompts, n=1, *, seeds, **options):
         drawn[seed] = prompt, [s.tokens for s in group]
     return groups
 
-rollout.HFEngine.generate, out = record, sys.argv[-1]
-atexit.register(lambda: torch.save(drawn, f"{out}/drawn.pt"))
-sys.argv[0], sys.argv[-1] = "remix.py", f"--out={out}"
+rollout.HFEngine.generate, out = record, sys.argv[-1].removeprefix("--out=")
 remix.main()
+torch.save(drawn, f"{out}/drawn.pt")
 """
 
 
@@ -98,23 +96,9 @@ def run_remix(base, out, algo, case, source, seed):
         lr=COMMON["LR"],
         critic_lr=COMMON["CRITIC_LR"],
     )
-    # without what the process group of this pytest has put there
-    of_the_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            RECORDER,
-            *(f"--{name}={value}" for name, value in flags.items()),
-            str(out),
-        ],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name not in of_the_group},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    args = [*(f"--{name}={value}" for name, value in flags.items()), f"--out={out}"]
+    said = Path(f"{out}.txt")
+    assert forked(said, args, RECORDER) == [0], said.read_text()
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     drawn = torch.load(out / "drawn.pt")
     return rows, load_file(out / "model" / "model.safetensors"), drawn

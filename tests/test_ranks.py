@@ -4,16 +4,13 @@ which then goes on."""
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from test_remix import SMALL, assert_same_run, clean_env, metrics, run, start
+from forks import forked
+from test_remix import SMALL, assert_same_run, metrics, run, start
 
 from tiny import embedded_problems
 
@@ -23,10 +20,10 @@ pytestmark = pytest.mark.slow
 # to move a weight, so every mini-batch of every run is the same batch under the same policy.
 DUMP = """
 import sys
-sys.path.insert(0, {root!r})
 import torch
 import torch.distributed as dist
 import remix
+out = sys.argv.pop()
 seen, real = [], torch.optim.AdamW.step
 def step(self, closure=None):
     grads = [p.grad for group in self.param_groups for p in group["params"]]
@@ -34,7 +31,7 @@ def step(self, closure=None):
     if any(g.any() for g in grads):  # a save steps once with gradients of 0, to make the state
         seen.append(torch.cat(grads))
     if dist.get_rank() == 0:
-        torch.save(seen, {out!r})
+        torch.save(seen, out)
     return real(self, closure)
 torch.optim.AdamW.step = step
 remix.main()
@@ -43,37 +40,15 @@ remix.main()
 
 def gradients(base, folder: Path, *flags, ranks=1, nodes=1) -> list[torch.Tensor]:
     folder.mkdir()
-    script, out = folder / "dump.py", str(folder / "gradients.pt")
-    script.write_text(DUMP.format(root=str(ROOT), out=out))
     # Any number up to 100 counts as right: this base model hardly ever is, and without a reward
     # there is no gradient
     (folder / "any.json").write_text(
         json.dumps([row | dict(answer="50", error="50") for row in embedded_problems("train")[:64]])
     )
-    args = [
-        str(script),
-        "--data",
-        str(folder / "any.json"),
-        "--model",
-        base,
-        "--out",
-        str(folder / "run"),
-        *SMALL[2:],
-        *map(str, flags),
-    ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    if nodes == 1:
-        commands = [[*torchrun, "--standalone", *args] if ranks > 1 else [sys.executable, *args]]
-    else:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        where = ["--nnodes", str(nodes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        commands = [[*torchrun, *where, "--node_rank", str(node), *args] for node in range(nodes)]
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    jobs = [subprocess.Popen(c, cwd=ROOT, env=clean_env(), **pipes) for c in commands]
-    errors = [job.communicate(timeout=300)[1] for job in jobs]
-    assert all(job.returncode == 0 for job in jobs), errors
+    where = ["--data", folder / "any.json", "--model", base, "--out", folder / "run"]
+    said, out = folder / "said.txt", folder / "gradients.pt"
+    args = [*where, *SMALL[2:], *flags, out]
+    assert not any(forked(said, args, DUMP, ranks, nodes)), said.read_text()
     return torch.load(out)
 
 
