@@ -577,7 +577,7 @@ def test_friction4_eval_data_takes_the_fields_and_the_blame(tmp_path, monkeypatc
         model, prompt, format, split, data = str(tmp_path), "plain", "r1", "train", "own.json"
         max_prompt_tokens, max_tokens, eval_max_tokens, limit, eval_limit = 200, 8, 8, 0, 0
         problem_field, answer_field, eval_data = "text", "label", "held.json"
-        keep_duplicates, trust_remote_code, reward = False, False, ""
+        keep_duplicates, trust_remote_code, reward, skipped_layers = False, False, "", 0
         stop = stop_token_ids = ()
 
     make_tokenizer().save_pretrained(tmp_path)
