@@ -24,7 +24,15 @@ from typing import NamedTuple
 
 import torch
 from tokenizers.decoders import DecodeStream
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import parallel
 from buffer import Response
@@ -276,6 +284,21 @@ def undisturbed(trunk: type) -> Iterator[Callable]:
         torch.set_rng_state(rng)
 
 
+def token_attention(module, query, key, value, attention_mask, scaling=None, **options):
+    """transformers' SDPA, but for a single new token on a CPU. There it repeats the keys and values
+    for every query head as soon as a row is padded, and torch's bfloat16 kernel is slow."""
+    plain = attention_mask is None or attention_mask.dtype == torch.bool
+    if query.shape[2] > 1 or not plain or options.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    q, k, v = query.float(), key.float(), value.float()
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+    )
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
 class HFEngine:
     """Sampling with transformers alone. Each row draws from a generator of its own, so seeds mean
     the same as in vLLM."""
@@ -284,6 +307,10 @@ class HFEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = dict(dtype=getattr(torch, dtype)) | model_options(model)
         self.lm = read_model(model, **options).eval().to(device)
+        if device == "cpu" and self.lm.config._attn_implementation == "sdpa":
+            AttentionInterface.register("sdpa_token", token_attention)
+            AttentionMaskInterface.register("sdpa_token", sdpa_mask)
+            self.lm.set_attn_implementation("sdpa_token")
         # Bound on the cache of the rows decoded together: 7 GiB in bfloat16 for a Qwen2 of 1.5B
         self.tokens = tokens
         self.tokenizer = AutoTokenizer.from_pretrained(model, **TRUST)
@@ -371,9 +398,12 @@ class HFEngine:
         transformers' own generate keeps them to the end, which costs half as much again on uneven
         lengths."""
         device, width = self.lm.device, max(map(len, prompts))
+        # A group's prompt is read once
+        each = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        rows = torch.tensor([each[tuple(p)] for p in prompts], device=device)
         # flush right
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        ids = torch.tensor([[self.pad] * (width - len(p)) + [*p] for p in each], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in each], device=device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         draws = [
             torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
@@ -395,8 +425,12 @@ class HFEngine:
                 input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
+            logits = out.logits[:, -1]
+            if t == 0 and len(each) < len(rows):
+                cache.batch_select_indices(rows)
+                logits, mask, position = logits[rows], mask[rows], position[rows]
             logp = nucleus(
-                torch.log_softmax(out.logits[:, -1].float() / max(temperature, 1e-6), dim=-1), top_p
+                torch.log_softmax(logits.float() / max(temperature, 1e-6), dim=-1), top_p
             )
             # The token at which the summed probabilities pass a uniform number
             summed = logp.double().exp().cumsum(-1)
@@ -519,7 +553,7 @@ def probe(
     engine, policy: torch.nn.Module, problems: list[Problem], cfg: Config, tolerance: float = 1.0
 ) -> None:
     """`check_engine` on samples that are drawn for it: short ones, at the training temperature."""
-    prompts = [p.prompt_ids for p in problems[:PROBES]]
+    prompts = [p.prompt_ids for p in (problems * PROBES)[:PROBES]]  # few tokens are a noisy mean
     # Long enough to fill blocks of the prefix cache
     prompts = [(ids * 64)[: min(max(len(ids), 64), cfg.max_prompt_tokens)] for ids in prompts]
     options = dict(temperature=cfg.temperature, max_tokens=min(PROBES, cfg.max_tokens))

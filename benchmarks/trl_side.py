@@ -1,4 +1,4 @@
-"""TRL's side of vs_trl.py: GRPOTrainer on the embedded task, in an environment of its own.
+"""TRL's side of vs_trl.py: GRPOTrainer on the same task, in an environment of its own.
 
     python benchmarks/trl_side.py --model DIR --out FOLDER ...   vs_trl.py runs it, with its flags
 
@@ -24,7 +24,7 @@ import transformers
 from trl import GRPOConfig, GRPOTrainer
 
 from config import Config
-from data import load_problems
+from data import get_prompt, load_problems
 from eval import sample, summarize
 from reward import Grader
 from rollout import HFEngine
@@ -122,6 +122,9 @@ def main() -> None:
     flag = parser.add_argument
     flag("--model", required=True)
     flag("--data", default="tiny")
+    flag("--prompt", default="plain")
+    flag("--max_prompt_tokens", type=int, default=64)
+    flag("--dtype", choices=["float32", "bfloat16"], default="float32", help="in autocast")
     flag("--out", type=Path, required=True)
     flag("--steps", type=int, required=True, help="batches of rollouts")
     flag("--prompts", type=int, default=16, help="prompts of a batch")
@@ -129,6 +132,7 @@ def main() -> None:
     flag("--updates", type=int, default=1, help="optimizer steps a batch")
     flag("--micro", type=int, default=0, help="responses of a forward pass; 0 = of an update")
     flag("--max_tokens", type=int, default=128)
+    flag("--temperature", type=float, default=1.0)
     flag("--lr", type=float, default=1e-4)
     flag("--beta", type=float, default=0.0)
     flag("--seed", type=int, default=0)
@@ -138,7 +142,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-    prompts = dict(prompt="plain", max_prompt_tokens=64)
+    prompts = dict(prompt=options.prompt, max_prompt_tokens=options.max_prompt_tokens)
+    answers = get_prompt(options.prompt, tokenizer).format
     problems, _ = load_problems(options.data, tokenizer, **prompts)
     rows = [dict(prompt=tokenizer.decode(p.prompt_ids), gold=p.gold) for p in problems]
     for row, problem in zip(rows, problems, strict=True):
@@ -151,14 +156,14 @@ def main() -> None:
     with Grader() as grader:
 
         def reward(completions, gold, **kw) -> list[float]:
-            return grader.score(completions, gold, "r1").rewards
+            return grader.score(completions, gold, answers).rewards
 
         def pass_at_1(model) -> float:
             """As remix.py's evaluate: its sampler, seeds and defaults."""
             engine.sync(model.state_dict().items())
             how = dict(n=2, seed=0, max_tokens=options.max_tokens)
             how |= dict(temperature=Config.eval_temperature, top_p=Config.eval_top_p)
-            records = sample(engine, tokenizer, held_out, grader, "r1", **how)
+            records = sample(engine, tokenizer, held_out, grader, answers, **how)
             return summarize(records, grader)["pass@1"]
 
         if options.eval_limit:
@@ -182,6 +187,7 @@ def main() -> None:
                 generation_batch_size=rollouts,
                 num_generations=options.group_size,
                 max_completion_length=options.max_tokens,
+                temperature=options.temperature,
                 learning_rate=options.lr,
                 lr_scheduler_type="constant",
                 optim="adamw_torch_fused",
@@ -190,7 +196,7 @@ def main() -> None:
                 beta=options.beta,
                 loss_type="dapo",  # TRL's default, and ours: the mean over a mini-batch's tokens
                 gradient_checkpointing=False,  # TRL's default is to recompute
-                bf16=False,
+                bf16=options.dtype == "bfloat16",
                 use_cpu=True,
                 seed=options.seed,
                 logging_steps=1,

@@ -1,15 +1,20 @@
-"""This project's GRPO next to TRL's: the same model, prompts, grader, groups, lengths, one thread.
+"""This project's GRPO next to TRL's: the same model, prompts, grader, groups, lengths, threads.
 
-    python benchmarks/vs_trl.py            both settings, seconds a step by phase
+    python benchmarks/vs_trl.py            embedded and uneven, seconds a step by phase
     python benchmarks/vs_trl.py --quick    a smoke test of a minute or two
     python benchmarks/vs_trl.py --settings embedded --to 75 90
                                            and seconds to 75 and 90 % of the held-out problems
+    python benchmarks/vs_trl.py --settings smollm --threads 2
+                                           a real language model
 
 embedded   the task of tiny.py, 16 prompts x 8 responses and one optimizer step a step, no KL on
            either side
 uneven     a 100M-parameter Qwen2 with random weights, whose eos has a chance of about
            1 / MEAN_TOKENS at every token; 2 prompts x 8 responses, beta = 0.001 on both sides
 canned     the same with ready-made responses of very uneven lengths: all but the sampler
+smollm     SmolLM2-135M-Instruct on sums, behind one worked example; 4 prompts x 8 responses,
+           beta = 0.001. --dtypes bfloat16: both sides have float32 weights and compute in bfloat16,
+           TRL under autocast (bf16=True)
 
 Every run is a process of its own, and the runs of the sides alternate. Seconds are of the steps
 alone: start-up, log and evaluation are outside on both sides; rows of warm-up steps are dropped.
@@ -39,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "out" / "vs_trl"
 VENV = ROOT / "out" / "trl-venv"
 TRL = "1.16.0"
-PINNED = ("transformers", "datasets", "numpy", "sympy", "math-verify")  # as in requirements.txt
+PINNED = ("transformers", "datasets", "numpy", "sympy", "tyro")  # as in requirements.txt
 
 PLAIN = "--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0"
 REMIX = "--reincarnation_step 30"  # train.sh's embedded recipe; p, N, m are the defaults
@@ -53,11 +58,12 @@ LENGTHS = (12, 16, 24, 32, 48, 80, 144, 256)  # tokens of a canned group's respo
 SHAPES = {
     "embedded": dict(prompts=16, group=8, tokens=128, beta=0.0, lr="1e-4", steps=30, warmup=5),
     "uneven": dict(prompts=2, group=8, tokens=256, beta=0.001, lr="1e-6", steps=3, warmup=1),
+    "smollm": dict(prompts=4, group=8, tokens=64, beta=0.001, lr="1e-6", steps=4, warmup=1),
 }
 # A forward pass: padded tokens of ours, responses of TRL's
-# embedded: each side near its fastest; uneven: alike
-MICRO_TOKENS = {"embedded": 2048, "uneven": 2176}
-MICRO_RESPONSES = {"embedded": 32, "uneven": 4}
+# embedded: each side near its fastest; uneven and smollm: alike
+MICRO_TOKENS = {"embedded": 2048, "uneven": 2176, "smollm": 2048}
+MICRO_RESPONSES = {"embedded": 32, "uneven": 4, "smollm": 16}
 
 
 # ---- TRL's environment ---------------------------------------------------------------------------
@@ -214,6 +220,24 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
     remix.main()
 
 
+# ---- the setting smollm --------------------------------------------------------------------------
+
+
+def make_sums(count: int) -> tuple[Path, Path]:
+    """-> a file of problems and one of the prompt around them, those of gpu.py's part 2."""
+    from gpu import EXAMPLE, sums
+
+    data, prompt = WORK / f"sums-{count}.jsonl", WORK / "example.txt"
+    data.write_text("".join(json.dumps(row) + "\n" for row in sums(count, seed=0)))
+    prompt.write_text(EXAMPLE)
+    return data, prompt
+
+
+def fastest_dtype() -> str:
+    """Of a CPU: bfloat16 where it multiplies that itself."""
+    return "bfloat16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "float32"
+
+
 # ---- one run -------------------------------------------------------------------------------------
 
 
@@ -228,6 +252,10 @@ class Job(NamedTuple):
     data: Path | str = "tiny"
     canned: Path | None = None
     evaluate: bool = False  # after every step, outside the clock
+    prompt: Path | str = "plain"
+    prompt_tokens: int = 64  # at most
+    temperature: float = 1.0
+    dtype: str = "float32"
 
 
 def ours(job: Job, out: Path, seed: int, *, engine: str, method: str) -> list[str]:
@@ -237,8 +265,9 @@ def ours(job: Job, out: Path, seed: int, *, engine: str, method: str) -> list[st
     if not job.evaluate:
         evaluation = "--eval_every 0 --eval_limit 1 --eval_n 1"
     flags = (
-        f"--model {job.model} --data {job.data} --eval_data tiny --prompt plain "
-        f"--max_prompt_tokens 64 --max_tokens {shape['tokens']} --algo grpo "
+        f"--model {job.model} --data {job.data} --eval_data tiny --prompt {job.prompt} "
+        f"--max_prompt_tokens {job.prompt_tokens} --max_tokens {shape['tokens']} --algo grpo "
+        f"--temperature {job.temperature} --dtype {job.dtype} "
         f"--prompts_per_step {shape['prompts']} --group_size {shape['group']} "
         f"--mini_batch {shape['prompts'] // job.updates} "
         f"--tokens_per_micro_batch {MICRO_TOKENS[job.setting]} "
@@ -257,8 +286,9 @@ def trl(job: Job, out: Path, seed: int) -> list[str]:
         f"--model {job.model} --data {job.data} --out {out} --steps {job.steps} "
         f"--prompts {shape['prompts']} --group_size {shape['group']} --updates {job.updates} "
         f"--micro {MICRO_RESPONSES[job.setting]} --max_tokens {shape['tokens']} "
-        f"--beta {shape['beta']} --lr {job.lr} --seed {seed} "
-        f"--eval_limit {HELD_OUT if job.evaluate else 0}"
+        f"--beta {shape['beta']} --lr {job.lr} --seed {seed} --prompt {job.prompt} "
+        f"--max_prompt_tokens {job.prompt_tokens} --temperature {job.temperature} "
+        f"--dtype {job.dtype} --eval_limit {HELD_OUT if job.evaluate else 0}"
     ).split()
     if job.canned:
         flags += ["--canned", str(job.canned)]
@@ -285,11 +315,11 @@ def reached(rows: list[dict], mark: tuple[str, float]) -> dict | None:
     return None
 
 
-def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dict:
+def execute(command: list[str], out: Path, marks=(), budget: float = 1e9, threads: int = 1) -> dict:
     """Run a side to its end, to all marks, or until the budget of training seconds is spent."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    env = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
     env |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     started, peak = time.time(), 0
     with open(out.with_suffix(".log"), "w") as log:
@@ -314,6 +344,8 @@ def execute(command: list[str], out: Path, marks=(), budget: float = 1e9) -> dic
             process.wait()
     if process.returncode and not stopped:
         sys.exit(f"vs_trl.py: a run failed, see {out.with_suffix('.log').relative_to(ROOT)}")
+    for folder in ("checkpoints", "model"):  # gigabytes
+        shutil.rmtree(out / folder, ignore_errors=True)
     rows = read_rows(out)
     hidden = [str(ROOT) + "/", str(Path(sys.executable).parent) + "/"]
     shown = " ".join(command)
@@ -345,11 +377,13 @@ def summary(runs: list[dict], warmup: int, rollouts: int, canned: bool = False) 
     )
 
 
-def step_rates(setting: str, options, model, name: str, data="tiny", canned=None) -> dict:
+def step_rates(
+    setting: str, options, model, name: str, data="tiny", canned=None, **of_the_job
+) -> dict:
     shape = SHAPES[setting]
     steps, warmup = options.steps or shape["steps"], shape["warmup"]
     steps = max(steps, warmup + 1)
-    job = Job(setting, model, steps, shape["lr"], updates=1, data=data, canned=canned)
+    job = Job(setting, model, steps, shape["lr"], updates=1, data=data, canned=canned, **of_the_job)
     engines = [e for e in options.engines.split(",") if not (canned and e != "hf")]
     sides = {f"ours, {engine}": partial(ours, engine=engine, method=PLAIN) for engine in engines}
     if canned:
@@ -359,13 +393,14 @@ def step_rates(setting: str, options, model, name: str, data="tiny", canned=None
     for repeat in range(options.repeats):
         for side, command in sides.items():
             out = WORK / f"{name}-{side.replace(', ', '-')}-{repeat}"
-            runs[side].append(execute(command(job, out, repeat), out))
+            runs[side].append(execute(command(job, out, repeat), out, threads=options.threads))
             took = runs[side][-1]["wall_seconds"]
             print(f"{name}, {side}, repeat {repeat}: {took:.0f} s", file=sys.stderr)
     rollouts = shape["prompts"] * shape["group"]
     table = {side: summary(r, warmup, rollouts, bool(canned)) for side, r in runs.items()}
+    threads = "one thread" if options.threads == 1 else f"{options.threads} threads"
     print(
-        f"\n### {name}: {rollouts} responses and one optimizer step a step, one thread, "
+        f"\n### {name}: {rollouts} responses and one optimizer step a step, {threads}, "
         f"median of {steps - warmup} x {options.repeats} steps\n"
     )
     print(
@@ -505,6 +540,10 @@ def main() -> None:
     flag("--steps", type=int, default=0, help="of a run, with warm-up (30 embedded, 3 uneven)")
     flag("--repeats", type=int, default=3, help="runs of each side, in alternation")
     flag("--engines", default="hf,vllm", help="our samplers, each a row of its own")
+    flag("--threads", type=int, default=1, help="of each side")
+    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    flag("--smollm", default=hub, help="folder or hub name of the model of smollm")
+    flag("--dtypes", default=fastest_dtype(), help="smollm's, each a table of its own")
     marks = "also seconds to these marks [percent], embedded; hf samples"
     flag("--to", type=float, nargs="+", default=[], help=marks)
     flag("--budget", type=float, default=90, help="training seconds of a run of --to, at most")
@@ -513,12 +552,13 @@ def main() -> None:
     raw = ROOT / "benchmarks/results/vs_trl.json"
     flag("--out", type=Path, default=raw, help="raw numbers")
     options = parser.parse_args()
-    unknown = set(options.settings.split(",")) - {"embedded", "uneven", "canned"}
-    if unknown:
-        parser.error(
-            f"--settings {options.settings}: {', '.join(unknown)} is none of "
-            "embedded, uneven, canned"
-        )
+    settings = ("embedded", "uneven", "canned", "smollm")
+    for flag_name, known in dict(settings=settings, dtypes=("bfloat16", "float32")).items():
+        given = getattr(options, flag_name)
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(
+                f"--{flag_name} {given}: {', '.join(unknown)} is none of {', '.join(known)}"
+            )
     if options.quick:
         options.steps, options.repeats = options.steps or 2, 1
         SHAPES["embedded"]["warmup"] = 1
@@ -542,6 +582,18 @@ def main() -> None:
         if "uneven" in options.settings:
             results["uneven"] = step_rates("uneven", options, model, "uneven")
         results["canned"] = step_rates("uneven", options, model, "canned", data, canned)
+    if "smollm" in options.settings:
+        made = make_sums(SHAPES["smollm"]["prompts"] * max(16, options.steps))
+        data, prompt = (path.relative_to(ROOT) for path in made)
+        of_the_job = dict(prompt=prompt, prompt_tokens=160, temperature=0.7)
+        model = options.smollm
+        if Path(model).is_dir():  # the runs are in the project's folder
+            model = os.path.relpath(model, ROOT)
+        for dtype in options.dtypes.split(","):
+            name = f"smollm-{dtype}"
+            results[name] = step_rates(
+                "smollm", options, model, name, data, dtype=dtype, **of_the_job
+            )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results) + "\n")
 

@@ -246,6 +246,20 @@ def test_seeds_fix_the_tokens_in_any_company(kind, engines, policy, prompts):
     assert len({tuple(s.tokens) for s in groups[0]}) > 1
 
 
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_attention_of_a_new_token_is_transformers_own(dtype, most):
+    """6 query heads on 2 of keys, padded rows: where transformers makes copies."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(3, 6, 1, 8), (3, 2, 9, 8), (3, 2, 9, 8)]
+    query, key, value = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
+    mask = torch.arange(9) >= torch.tensor([0, 2, 5]).view(3, 1, 1, 1)
+    module = SimpleNamespace(num_key_value_groups=3)
+    ours, _ = rollout.token_attention(module, query, key, value, mask, scaling=0.3)
+    theirs, _ = rollout.sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    assert ours.dtype == dtype and ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < most
+
+
 @both
 def test_a_bound_on_the_cache_changes_no_sample(kind, engines, prompts, monkeypatch):
     if kind == "vllm":

@@ -1,0 +1,67 @@
+"""benchmarks/vs_trl.py without TRL, whose environment takes minutes to make: what it tells the two
+sides."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import vs_trl  # noqa: E402
+
+import config  # noqa: E402
+from data import load_problems  # noqa: E402
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.setattr(vs_trl, "WORK", tmp_path)
+    monkeypatch.setattr(vs_trl, "make_venv", lambda: "python")
+    return tmp_path
+
+
+def test_both_sides_of_smollm_are_told_the_same(work):
+    data, prompt = vs_trl.make_sums(8)
+    what = dict(data=data, prompt=prompt, prompt_tokens=160, temperature=0.7, dtype="bfloat16")
+    job = vs_trl.Job("smollm", "folder", 3, "2e-6", updates=2, **what)
+    cfg = config.parse_config(
+        vs_trl.ours(job, work / "out", 5, engine="hf", method=vs_trl.PLAIN)[2:]
+    )
+    words = vs_trl.trl(job, work / "out", 5)[2:]
+    theirs = dict(zip(words[::2], words[1::2], strict=True))
+    for flag, value in {
+        "model": cfg.model, "data": cfg.data, "prompt": cfg.prompt, "steps": cfg.steps,
+        "max_prompt_tokens": cfg.max_prompt_tokens, "max_tokens": cfg.max_tokens,
+        "temperature": cfg.temperature, "dtype": cfg.dtype, "beta": cfg.kl_coef, "lr": cfg.lr,
+        "prompts": cfg.prompts_per_step, "group_size": cfg.group_size, "seed": cfg.seed,
+        "updates": cfg.prompts_per_step // cfg.mini_batch,
+    }.items():  # fmt: skip
+        assert type(value)(theirs[f"--{flag}"]) == value, flag
+    assert (cfg.prompt, cfg.format, cfg.off_policy_ratio) == (str(prompt), "boxed", 0)
+
+
+def test_the_sums_of_smollm_are_right_and_fit(work, tokenizer):
+    data, prompt = vs_trl.make_sums(8)
+    problems, counts = load_problems(str(data), tokenizer, prompt=str(prompt))
+    assert counts["kept"] == 8
+    for problem in problems:
+        question = tokenizer.decode(problem.prompt_ids).split("user\n")[2].split("<|im_end|>")[0]
+        assert eval(question) == int(problem.gold)
+        assert tokenizer(tokenizer.decode(problem.prompt_ids))["input_ids"] == problem.prompt_ids
+
+
+def test_trls_environment_has_what_its_side_imports():
+    """trl_side.py runs this project's files there: PINNED, and what comes with it and with TRL."""
+    files, seen = [ROOT / "benchmarks/trl_side.py"], set()
+    while files:
+        for node in ast.parse(files.pop().read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            new = {name.split(".")[0] for name in names} - seen - sys.stdlib_module_names
+            seen |= new
+            files += [file for name in new if (file := ROOT / f"{name}.py").exists()]
+    brought = {"trl", "torch", "jinja2", "tokenizers", "tqdm", "mpmath"}
+    assert {name for name in seen if not (ROOT / f"{name}.py").exists()} <= brought | {
+        *vs_trl.PINNED
+    }
