@@ -427,7 +427,7 @@ class HFEngine:
             )  # fmt: skip
             logits = out.logits[:, -1]
             if t == 0 and len(each) < len(rows):
-                cache.batch_select_indices(rows)
+                cache.reorder_cache(rows)
                 logits, mask, position = logits[rows], mask[rows], position[rows]
             logp = nucleus(
                 torch.log_softmax(logits.float() / max(temperature, 1e-6), dim=-1), top_p
@@ -449,7 +449,7 @@ class HFEngine:
                 break
             if going.float().mean() < 0.75:
                 kept = going.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
+                cache.reorder_cache(kept)
                 alive, token, mask, position = alive[kept], token[kept], mask[kept], position[kept]
             ids, mask = token, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             position = position[:, -1:] + 1
