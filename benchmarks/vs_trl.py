@@ -223,14 +223,9 @@ def run_ours_canned(path: str, flags: list[str]) -> None:
 # ---- the setting smollm --------------------------------------------------------------------------
 
 
-def make_sums(count: int) -> tuple[Path, Path]:
-    """-> a file of problems and one of the prompt around them, those of gpu.py's part 2."""
-    from gpu import EXAMPLE, sums
-
-    data, prompt = WORK / f"sums-{count}.jsonl", WORK / "example.txt"
-    data.write_text("".join(json.dumps(row) + "\n" for row in sums(count, seed=0)))
-    prompt.write_text(EXAMPLE)
-    return data, prompt
+SUMS = dict(  # what its recipe has
+    data="examples/sums.jsonl", prompt="examples/sums.txt", prompt_tokens=160, temperature=0.7
+)
 
 
 def fastest_dtype() -> str:
@@ -583,17 +578,12 @@ def main() -> None:
             results["uneven"] = step_rates("uneven", options, model, "uneven")
         results["canned"] = step_rates("uneven", options, model, "canned", data, canned)
     if "smollm" in options.settings:
-        made = make_sums(SHAPES["smollm"]["prompts"] * max(16, options.steps))
-        data, prompt = (path.relative_to(ROOT) for path in made)
-        of_the_job = dict(prompt=prompt, prompt_tokens=160, temperature=0.7)
         model = options.smollm
         if Path(model).is_dir():  # the runs are in the project's folder
             model = os.path.relpath(model, ROOT)
         for dtype in options.dtypes.split(","):
             name = f"smollm-{dtype}"
-            results[name] = step_rates(
-                "smollm", options, model, name, data, dtype=dtype, **of_the_job
-            )
+            results[name] = step_rates("smollm", options, model, name, dtype=dtype, **SUMS)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results) + "\n")
 

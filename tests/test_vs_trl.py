@@ -11,7 +11,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import vs_trl  # noqa: E402
 
 import config  # noqa: E402
-from data import load_problems  # noqa: E402
 
 
 @pytest.fixture
@@ -22,9 +21,7 @@ def work(tmp_path, monkeypatch):
 
 
 def test_both_sides_of_smollm_are_told_the_same(work):
-    data, prompt = vs_trl.make_sums(8)
-    what = dict(data=data, prompt=prompt, prompt_tokens=160, temperature=0.7, dtype="bfloat16")
-    job = vs_trl.Job("smollm", "folder", 3, "2e-6", updates=2, **what)
+    job = vs_trl.Job("smollm", "folder", 3, "2e-6", updates=2, dtype="bfloat16", **vs_trl.SUMS)
     cfg = config.parse_config(
         vs_trl.ours(job, work / "out", 5, engine="hf", method=vs_trl.PLAIN)[2:]
     )
@@ -38,17 +35,10 @@ def test_both_sides_of_smollm_are_told_the_same(work):
         "updates": cfg.prompts_per_step // cfg.mini_batch,
     }.items():  # fmt: skip
         assert type(value)(theirs[f"--{flag}"]) == value, flag
-    assert (cfg.prompt, cfg.format, cfg.off_policy_ratio) == (str(prompt), "boxed", 0)
-
-
-def test_the_sums_of_smollm_are_right_and_fit(work, tokenizer):
-    data, prompt = vs_trl.make_sums(8)
-    problems, counts = load_problems(str(data), tokenizer, prompt=str(prompt))
-    assert counts["kept"] == 8
-    for problem in problems:
-        question = tokenizer.decode(problem.prompt_ids).split("user\n")[2].split("<|im_end|>")[0]
-        assert eval(question) == int(problem.gold)
-        assert tokenizer(tokenizer.decode(problem.prompt_ids))["input_ids"] == problem.prompt_ids
+    recipe = config.parse_config(["--recipe", "smollm", "--algo", "grpo"])
+    same = ("data", "prompt", "format", "max_prompt_tokens", "max_tokens", "temperature")
+    assert all(getattr(cfg, name) == getattr(recipe, name) for name in same)
+    assert (cfg.format, cfg.off_policy_ratio) == ("boxed", 0)
 
 
 def test_trls_environment_has_what_its_side_imports():
