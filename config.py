@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import threading
@@ -240,14 +241,14 @@ RECIPES: dict[str, dict[str, dict]] = {
         ppo=dict(prompts_per_step=128, mini_batch=32),
         grpo=dict(prompts_per_step=16, group_size=8, mini_batch=4),
     ),  # fmt: skip
-    # A language model of 135M that writes English, on sums: an hour on a CPU, minutes on a GPU
+    # A language model of 135M that writes English, on sums
     "smollm": dict(
         both=dict(
             model="HuggingFaceTB/SmolLM2-135M-Instruct",
             data=example("sums.jsonl"),
             eval_data=example("sums_test.jsonl"),
             prompt=example("sums.txt"),
-            temperature=0.7,  # at 1.0 it is right in 2 to 5 % of the samples
+            temperature=0.7,  # at 1.0 it is hardly ever right
             max_prompt_tokens=160,
             max_tokens=64,
             tokens_per_micro_batch=4096,
@@ -403,6 +404,7 @@ def check_config(cfg: Config) -> None:
     weighs = cfg.engine_weight != "off"
     big = RECIPES.get(cfg.recipe, dict(both={}))["both"].get("dtype") == "bfloat16"
     clips = ("mix_ppg", "ppo", "decoupled_ppo", "dr_grpo")
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     rows = [  # is it fine, the flag, what to do
         (not big or torch.cuda.is_available() or cfg.dtype == "float32", "recipe", "is for GPUs, "
          "and PyTorch sees none here: start it on a node with GPUs (train.sh then installs for "
@@ -422,6 +424,8 @@ def check_config(cfg: Config) -> None:
          "it"),
         (not cfg.lora_rank or find_spec("peft") is not None, "lora_rank", "needs the package peft, "
          "which is not installed here: .venv/bin/python -m pip install peft==0.21.0"),
+        (not cfg.compile or any(map(shutil.which, compilers)), "compile", "needs a C++ compiler, "
+         "and none is found here: install g++, or leave it out"),
         (not cfg.offload or not cfg.lora_rank, "offload", "moves whole networks, which "
          "--lora_rank does not have; leave one of the two out"),
         (cfg.temperature >= 0.01, "temperature", "must be at least 0.01: sampling without chance "

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv with everything pinned; does nothing when it is there already. Called by train.sh and tests/run.sh.
 # Needs Python 3.11 or newer with venv and pip, 3 GB of disk, and a package index. PYTHON=python3.12 picks another one,
-# KIND=gpu installs for GPUs where there is none, as on a login node; without it what this machine has decides.
+# REMIX_KIND=gpu installs for GPUs where there is none, as on a login node; without it what this machine has decides.
 set -euo pipefail
 cd "$(dirname "$0")"
-kind=${KIND:-cpu}
-if [ -z "${KIND:-}" ] && command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then kind=gpu; fi
-[ "$kind" = cpu ] || [ "$kind" = gpu ] || { echo "install.sh: KIND=$kind: is neither cpu nor gpu" >&2; exit 2; }
+kind=${REMIX_KIND:-cpu}
+if [ -z "${REMIX_KIND:-}" ] && command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then kind=gpu; fi
+[ "$kind" = cpu ] || [ "$kind" = gpu ] || { echo "install.sh: REMIX_KIND=$kind: is neither cpu nor gpu" >&2; exit 2; }
 version=$(cat requirements.txt requirements-?pu.txt install.sh | cksum | cut -d' ' -f1)
 stamp=.venv/installed-$kind-$version
 # What a GPU node has installed is left alone by a login node without one, not the other way round

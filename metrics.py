@@ -272,7 +272,8 @@ class Log:
         for i, norms in self.head_norms.items():
             row[f"grad_norm_head/pass{i}"] = float(np.mean(norms))
         if k := self.cfg.skipped_layers:  # the last token of a response passes through no layer
-            row["layer_passes_saved"] = k * sum(len(r.prompt) + len(r.tokens) - 1 for r in new)
+            prompts = sum(len(r.prompt) for r in new[:: self.cfg.group_size])
+            row["layer_passes_saved"] = k * (prompts + sum(len(r.tokens) - 1 for r in new))
         if self.cfg.algo == "grpo":
             row["equal_groups"] = equal_groups([r.reward for r in new], self.cfg.group_size)
         row |= self.machine(sum(len(r.tokens) for r in new))

@@ -280,6 +280,7 @@ def park(*things: nn.Module | torch.optim.Optimizer) -> None:
     Their storages are emptied, as FSDP2 does with gathered weights: whoever has a view of one,
     FSDP2 or a tied layer, holds no memory, and sees the values again after `fetch`."""
     for thing in things:
+        assert thing not in away, "its values would be lost"
         if isinstance(thing, nn.Module):
             tensors = [*thing.parameters()]
         else:

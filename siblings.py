@@ -565,7 +565,7 @@ def check_layers(model: str, k: int) -> None:
     if k >= layers:
         raise ValueError(
             f"--skipped_layers {k}: of a {config.model_type!r} model {layers - 1} layers can be "
-            "left out (all but the first, if they are of one kind); lower it"
+            f"left out (all but the first, if they are of one kind); take {layers - 1} at most"
         )
 
 

@@ -391,7 +391,9 @@ def work_of(
 # ----------------------------------------------------------------------------------- part 3: update
 
 
-def measured_update(o, s: Shape, case: str, trainer: Trainer, rs: list, top: float) -> None:
+def measured_update(
+    o, s: Shape, case: str, trainer: Trainer, rs: list, top: float, *, again=True, frozen=False
+) -> None:
     """Gradients of a mini-batch, once to warm up, then timed; and the optimizer's step."""
     with clock() as first:
         trainer.gradients(rs)
@@ -406,8 +408,7 @@ def measured_update(o, s: Shape, case: str, trainer: Trainer, rs: list, top: flo
             trainer.step()
         steps.append(t["s"])
     lengths = [(len(r.prompt), len(r.tokens)) for r in rs]
-    checkpointing = "no checkpointing" not in case
-    useful, everything = work_of(s, lengths, checkpointing, "rank" in case)
+    useful, everything = work_of(s, lengths, again, frozen)
     tokens, seconds = sum(map(sum, lengths)), min(times)
     report(
         o, case, **{
@@ -445,14 +446,14 @@ def update(o, compiled: bool = False, rank: int = 0) -> None:
         policy = loader(o, s, rank, compiled=compiled)(Policy)
     report(o, "load_model, weights drawn on the device", s=t["s"])
     trainer = Trainer(o, s, dict(policy=policy), budget_of(o))
-    measured_update(o, s, f"{kind}checkpointing", trainer, rs, top)
+    measured = partial(measured_update, o, s, trainer=trainer, top=top, frozen=rank > 0)
+    measured(f"{kind}checkpointing", rs=rs)
     if not kind:
         short = responses(s, 7, length=s.response // 4)
-        what = f"checkpointing, {s.response // 4:,}-token responses"
-        measured_update(o, s, what, trainer, short, top)
+        measured(f"checkpointing, {s.response // 4:,}-token responses", rs=short)
     profile(o, f"{kind}checkpointing", trainer, rs[:1])
     policy.lm.gradient_checkpointing_disable()
-    measured_update(o, s, f"{kind}no checkpointing", trainer, rs, top)
+    measured(f"{kind}no checkpointing", rs=rs, again=False)
     profile(o, f"{kind}no checkpointing", trainer, rs[:1])
 
 

@@ -230,7 +230,8 @@ SUMS = dict(  # what its recipe has
 
 def fastest_dtype() -> str:
     """Of a CPU: bfloat16 where it multiplies that itself."""
-    return "bfloat16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "float32"
+    info = Path("/proc/cpuinfo")
+    return "bfloat16" if info.exists() and "avx512_bf16" in info.read_text() else "float32"
 
 
 # ---- one run -------------------------------------------------------------------------------------

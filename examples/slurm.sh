@@ -28,14 +28,18 @@ export TORCHRUN="--nnodes $SLURM_JOB_NUM_NODES --rdzv_backend c10d --rdzv_id $SL
   --tee 3 --local_ranks_filter 0 --log_dir out/logs/$SLURM_JOB_ID-node"
 
 asked=
-trap 'asked=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # of the tasks alone, not of this shell
+ask() { # the tasks alone, and once: a second SIGTERM would end them without a save
+  [ -n "$asked" ] || scancel --signal=TERM "$SLURM_JOB_ID"
+  asked=1 again=1
+}
+trap ask USR1
 # shellcheck disable=SC2016
 srun --cpu-bind=none --kill-on-bad-exit=1 \
   bash -c 'TORCHRUN+=$SLURM_NODEID; exec bash train.sh "$@"' _ "$@" & # exec: the task is torchrun
-status=0
-wait $! || status=$?
-if [ -n "$asked" ]; then # USR1 has ended this wait alone
-  wait $! || status=$?
-  [ $status = 0 ] || scontrol requeue "$SLURM_JOB_ID"
-fi
+tasks=$! again=1
+while [ -n "$again" ]; do # USR1 ends a wait, not the tasks
+  again= status=0
+  wait $tasks || status=$?
+done
+[ -z "$asked" ] || [ $status = 0 ] || scontrol requeue "$SLURM_JOB_ID"
 exit $status

@@ -24,8 +24,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plot import Run, read_run  # noqa: E402
 
-OWN = ("out", "seed", "git_commit", "starts")  # of each run alone
-
 
 def differing(config: dict, shared: dict) -> dict:
     return {key: value for key, value in config.items() if shared.get(key) != value} | {
@@ -35,7 +33,7 @@ def differing(config: dict, shared: dict) -> dict:
 
 def as_line(name: str, run: Run, shared: dict, command: str, note: str = "") -> dict:
     rows, config = run
-    config = {k: v for k, v in config.items() if k != "starts"}  # when and where: of no run alike
+    config = dict(config)
     steps = sorted(rows)
     # In the order they are logged
     keys = dict.fromkeys(key for step in steps for key in rows[step])
@@ -70,10 +68,11 @@ def collect(file: Path, folders: list[Path], command: str = "", note: str = "") 
     kept = {(line["name"], line["seed"]): line for line in lines}
     for folder in folders:
         rows, config = read_run(folder)
+        config.pop("starts", None)  # when and where
         if max(rows) < config.get("steps", float("inf")):
             raise ValueError(f"{folder}: stopped at step {max(rows)}; its command goes on with it.")
         if shared is None:  # the first run of the file
-            shared = {k: v for k, v in config.items() if k not in OWN}
+            shared = {k: v for k, v in config.items() if k not in ("out", "seed", "git_commit")}
         name = re.sub(r"-seed\d+$", "", folder.name)
         line = as_line(name, (rows, config), shared, command or command_of(folder), note)
         kept[name, line["seed"]] = line
