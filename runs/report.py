@@ -93,6 +93,17 @@ LORA = {
     "lora/remix-grpo-rank16": "ReMix-GRPO, rank 16",
 }
 SMOLLM = {"remix": "ReMix-GRPO", "grpo": "GRPO", "grpo-m3": "GRPO, m = 3, no replay"}
+WAYS = {  # to use a response again -> what its runs are called behind their number of passes
+    "replay, Mix-PPG": "",
+    "replay, PPO's clip around π_b": "-ppo",
+    "replay, decoupled": "-decoupled_ppo",
+    "replay, Mix-PPG, β = 0.01": "-beta0.01",
+    "replay, Mix-PPG, β = 0.1": "-beta0.1",
+}
+REUSES = {  # passes over each response -> runs
+    "passes alone": {u: f"passes{u}" for u in (1, 2, 3, 5, 8, 12)},
+    **{way: {u: f"replay{u}{end}" for u in (3.3, 5, 8, 12)} for way, end in WAYS.items()},
+}
 WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
 OTHERS = {
     "methods_first/remix-grpo": "**ReMix-GRPO** (five seeds)",
@@ -263,6 +274,29 @@ def table_smollm() -> str:
     return markdown(["", "lr", "seeds", "before", *ACCURACY, "length"], lines)
 
 
+def table_reuse() -> str:
+    """pass@1 after some 900 responses."""
+    uses, lines = (1, 2, 3, 3.3, 5, 8, 12), []
+    for way, names in REUSES.items():
+        of = {u: seeds(f"reuse/{name}") for u, name in names.items()}
+        ends = {u: spread([100 * rows[-1]["eval/pass@1"] for rows in of[u]]) for u in of if of[u]}
+        lines.append([way, *(ends.get(u, "") for u in uses)])
+    return markdown(["", *(f"u = {u}" for u in uses)], lines)
+
+
+def table_reuse_eight() -> str:
+    """The same at u = 8, half-way and at the end, with what else the evaluation says."""
+    lines = []
+    for way in [*REUSES, "replay, Mix-PPG, N = 6"]:
+        name = REUSES[way][8] if way in REUSES else "replay8-N6"
+        if of := [evaluated(rows) for rows in seeds(f"reuse/{name}")]:
+            moved = [spread([100 * rows[i]["eval/pass@1"] for rows in of]) for i in (0, -1)]
+            more = {"eval/pass@8": 100, "eval/response_length": 1, "entropy": 1}
+            cells = [fmean(scale * rows[-1][key] for rows in of) for key, scale in more.items()]
+            lines.append([way, *moved, *(f"{x:.3g}" for x in cells)])
+    return markdown(["", "450 responses", "900", "pass@8", "length", "entropy"], lines)
+
+
 def table_exercises() -> str:
     """minimal.py with a line changed: pass@1 after 5, 10, 15, 20 and 24 steps."""
     lines = []
@@ -403,6 +437,20 @@ def figure_whipping() -> None:
     axes[2].set(title="Ratio along the response, p = 0.5", ylabel="mean ratio", xticks=quarters)
     axes[2].set(xlabel="quarter of the response")
     save(figure, "whipping.png")
+
+
+def figure_reuse() -> None:
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    for (way, names), colour in zip(REUSES.items(), COLOURS, strict=False):
+        of = {u: seeds(f"reuse/{name}") for u, name in names.items() if seeds(f"reuse/{name}")}
+        ends = [[100 * rows[-1]["eval/pass@1"] for rows in runs] for runs in of.values()]
+        mean_and_range(ax, list(of), ends, colour, way)
+    ax.set(xlabel="passes over each response, u", ylabel="pass@1 after 900 responses [%]")
+    uses = [1, 2, 3.3, 5, 8, 12]
+    ax.set(xscale="log", xticks=uses, xticklabels=map(str, uses))
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    save(figure, "reuse.png")
 
 
 def figure_siblings() -> None:
