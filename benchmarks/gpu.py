@@ -133,11 +133,13 @@ def run_remix(o, name: str, flags: str, goes_on: bool = False) -> Path:
     return out
 
 
-def learned(o, case: str, out: Path) -> None:
-    """Reports a run from its metrics.jsonl. Failed: where the gap is too large."""
+def learned(o, case: str, out: Path, steps: int) -> None:
+    """Reports a run from its metrics.jsonl. Failed: where it is not whole, or the gap too large."""
     from metrics import read_metrics
 
     rows = read_metrics(out / "metrics.jsonl")
+    if [row["step"] for row in rows] != list(range(steps + 1)):
+        raise Failed(f"{case}: steps {[row['step'] for row in rows]} in metrics.jsonl")
     scores = {row["step"]: row["eval/pass@1"] for row in rows if "eval/pass@1" in row}
     curve = " ".join(f"{step}:{100 * score:.0f}" for step, score in scores.items())
     gap = max(row.get("engine_gap", 0.0) for row in rows)
@@ -167,14 +169,15 @@ def tiny_flags(o, algo: str, steps: int) -> str:
 
 
 def learn_ppo(o) -> None:
-    out = run_remix(o, "ppo", tiny_flags(o, "ppo", 3 if o.rehearse else 12) + " --engine hf")
-    learned(o, "ReMix-PPO, hf engine", out)
+    steps = 3 if o.rehearse else 12
+    out = run_remix(o, "ppo", tiny_flags(o, "ppo", steps) + " --engine hf")
+    learned(o, "ReMix-PPO, hf engine", out, steps)
 
 
 def learn_lora(o) -> None:
-    flags = " --engine hf --lora_rank 16 --lr 1e-3 --critic_lr 3e-3"
-    out = run_remix(o, "lora", tiny_flags(o, "ppo", 3 if o.rehearse else 12) + flags)
-    learned(o, "ReMix-PPO, adapters of rank 16", out)
+    steps, flags = 3 if o.rehearse else 12, " --engine hf --lora_rank 16 --lr 1e-3 --critic_lr 3e-3"
+    out = run_remix(o, "lora", tiny_flags(o, "ppo", steps) + flags)
+    learned(o, "ReMix-PPO, adapters of rank 16", out, steps)
 
 
 def learn_grpo(o) -> None:
@@ -182,7 +185,7 @@ def learn_grpo(o) -> None:
     steps, more = (3, 4) if o.rehearse else (12, 14)
     flags = " --engine hf --kl_estimator exact --behaviour_logp trainer"
     out = run_remix(o, "grpo", tiny_flags(o, "grpo", steps) + flags)
-    learned(o, "ReMix-GRPO, hf engine, exact KL", out)
+    learned(o, "ReMix-GRPO, hf engine, exact KL", out, steps)
     before = (out / "metrics.jsonl").read_text().splitlines()
     run_remix(o, "grpo", tiny_flags(o, "grpo", more) + flags, goes_on=True)
     after = (out / "metrics.jsonl").read_text().splitlines()
@@ -214,15 +217,16 @@ def learn_smollm(o) -> None:
     """The recipe with the engine that users have: vLLM where it is there."""
     engine = "vllm" if find_spec("vllm") and not o.rehearse else "hf"
     flags = f"--recipe smollm --algo grpo --engine {engine} --save_every 1000 --gpu_memory 0.3 "
-    flags += f"--steps {o.smollm_steps} --tokens_per_micro_batch 16384 "
+    steps = 2 if o.rehearse else o.smollm_steps
+    flags += f"--steps {steps} --tokens_per_micro_batch 16384 "
     if o.rehearse:  # the embedded model knows other words
-        flags += "--prompts_per_step 4 --group_size 2 --mini_batch 2 --steps 2 --warmup_steps 1 "
+        flags += "--prompts_per_step 4 --group_size 2 --mini_batch 2 --warmup_steps 1 "
         flags += "--reincarnation_step 1 --eval_limit 4 --eval_n 1 --prompt plain "
     if model := o.smollm or o.rehearse and ROOT / "models/tiny-ab3c3ed703":
         flags += f"--model {model}"
     with clock() as t:
         out = run_remix(o, f"smollm-{engine}", flags)
-    learned(o, f"SmolLM2-135M-Instruct, ReMix-GRPO, {engine} engine", out)
+    learned(o, f"SmolLM2-135M-Instruct, ReMix-GRPO, {engine} engine", out, steps)
     report(o, "the same, whole run", **{"s": t["s"]})
 
 
