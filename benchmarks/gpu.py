@@ -516,17 +516,9 @@ def expected_bytes(o, s: Shape, rank: int) -> dict[str, int]:
     return memory.simulate(s.config, 1, **how)
 
 
-def with_offload(full: dict[str, int]) -> dict[str, int]:
-    """Peaks of the same phases with --offload, from those without."""
-    less = dict.fromkeys(("update policy", "update critic", "optimizer"), full["anchors"])
-    rest = full["anchors"] + full["policy adam"] + full["critic adam"]
-    less |= {"frozen policy": rest + full["critic"], "frozen critic": rest}
-    less["sync"] = less["frozen policy"]
-    return {name: size - less.get(name, 0) for name, size in full.items()}
-
-
 def memory_phases(o, rank: int = 0, offload: bool = False) -> None:
     """ReMix-PPO, checkpointing, micro-batches of 16,384 tokens: the order of memory.simulate."""
+    import memory
     import torch
 
     import model
@@ -539,7 +531,7 @@ def memory_phases(o, rank: int = 0, offload: bool = False) -> None:
     _, _, o.device = parallel.init_distributed()
     kind = f"rank {rank}, " * bool(rank) + "offload, " * offload
     if offload:
-        expected = with_offload(expected)
+        expected = memory.with_offload(expected)
 
     @contextlib.contextmanager
     def phase(name: str, **more) -> Iterator[None]:

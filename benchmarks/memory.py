@@ -271,6 +271,19 @@ def simulate(
     return part | peaks | dict(tokens=rows * length)
 
 
+def with_offload(s: dict[str, int]) -> dict[str, float]:
+    """`simulate`'s parts with --offload: an update is without the anchors, a frozen pass or a sync
+    has the policy there, and the base or critic that passes."""
+    less = dict.fromkeys(("update policy", "update critic", "optimizer"), s["anchors"])
+    rest = s["anchors"] + s["policy adam"] + s.get("critic adam", 0)
+    less |= {"frozen critic": rest, "frozen policy": rest + s.get("critic", 0)}
+    less["sync"] = less["frozen policy"]
+    parts = s | {name: s[name] - size for name, size in less.items() if name in s}
+    if "frozen policy" in s:
+        parts["frozen base"] = parts["frozen policy"] + s["anchors"] / 2
+    return parts
+
+
 def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, float]:
     """Bytes per rank from `simulate`'s parts; without critic: the same less what that holds."""
     ahead = 2 * count(config)["layer"]  # bf16, gathered while the layer before it computes
@@ -287,9 +300,7 @@ def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, floa
     updates = [s[f"update {name}"] for name in names if f"update {name}" in s]
     update = max([*updates, s["optimizer"]]) - late + ahead
     frozen = max(s.get(f"frozen {name}", 0) for name in names) - less + ahead
-    # --offload: the policy stays, and one more network is there for its own pass
-    whole, beside = resident + less, dict(policy=s["anchors"] / 2, critic=s.get("critic", 0))
-    alone = [s[f"frozen {k}"] - whole + beside[k] for k in names if f"frozen {k}" in s]
+    parts, passing = with_offload(s), ("base", "critic")[: len(names)]
     return dict(
         backbone=s["backbone"],
         policy=s["policy"],
@@ -302,7 +313,7 @@ def summary(s: dict[str, int], config: Qwen2Config, algo: str) -> dict[str, floa
         update=update,
         frozen=frozen,
         offload_update=update - s["anchors"],
-        offload_frozen=s["policy"] + max(alone, default=0) + ahead,
+        offload_frozen=max(parts.get(f"frozen {name}", 0) for name in passing) + ahead,
         tensor=s["sync"] - less - resident,
     )
 
