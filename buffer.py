@@ -84,10 +84,6 @@ def fresh_prompts(step: int, prompts_per_step: int, off_policy_ratio: float) -> 
     return int(step * share) - int((step - 1) * share)
 
 
-def mean_reward(group: Group) -> float:
-    return sum(r.reward for r in group) / len(group)
-
-
 @dataclass
 class Entry:
     """One stored group, as every rank knows it."""
@@ -96,8 +92,11 @@ class Entry:
     number: int  # place among the groups of its step
     prompt: tuple[int, ...]
     rewards: tuple[float, ...]  # of its responses
-    reward: float  # their mean
     group: Group | None  # None on the ranks that do not hold it
+
+    @property
+    def reward(self) -> float:
+        return sum(self.rewards) / len(self.rewards)
 
 
 # ---------------------------------------------------------------------------- ReMix's way to replay
@@ -163,7 +162,7 @@ class Buffer:
     def add(self, group: Group, step: int, number: int) -> None:
         here = group if number % self.ranks == self.rank else None
         rewards = tuple(r.reward for r in group)
-        entry = Entry(step, number, tuple(group[0].prompt), rewards, mean_reward(group), here)
+        entry = Entry(step, number, tuple(group[0].prompt), rewards, here)
         self.entries.append(entry)
 
     def draw(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from buffer import REMIX, Buffer, Entry, Group, Replay, Response, mean_reward
+from buffer import REMIX, Buffer, Entry, Group, Replay, Response
 from data import TRUST
 from loss import geppo_clip_eps, group_advantages, grouped, token_mean
 from model import copy_weights
@@ -422,6 +422,10 @@ def failed_again(buffer: Buffer, count: int, upcoming: Callable) -> list[int]:
     prompts."""
     again = [buffer.failed.popleft() for _ in range(min(count // 4, len(buffer.failed)))]
     return again + upcoming(count - len(again))
+
+
+def mean_reward(group: Group) -> float:
+    return sum(r.reward for r in group) / len(group)
 
 
 def with_contrast(buffer: Buffer, fresh: list[Group], problems: list[int]) -> list[Group]:
