@@ -22,7 +22,7 @@ Left out, on purpose: language. The tokenizer has a token for every word of the 
 to bytes. Any other text can be encoded, but this model has learnt nothing about it.
 
     python tiny.py                      # makes cache/tiny-<hash of the settings>/, as for the hub
-    python tiny.py --mending 0          # models/tiny-ab3c3ed703/, which came with the code
+    python tiny.py --mending 0          # models/tiny-ab3c3ed703/: two of them came with the code
     python tiny.py --out DIR --seed 1   # every field of BaseModel is a flag
 """
 
@@ -353,7 +353,7 @@ def make_base_model(
     made_from = json.dumps({"version": VERSION, **dataclasses.asdict(settings)}, indent=2)
     name = "tiny-" + hashlib.sha256(made_from.encode()).hexdigest()[:10]
     here = Path(__file__).resolve().parent
-    shipped = here / "models" / name  # mending=0: so that the evidence of all machines is of one
+    shipped = here / "models" / name  # so that the evidence of all machines is of the same base models
     target = Path(out) if out else shipped if shipped.exists() else here / "cache" / name
     record = target / "base_model.json"
     if target.exists():

@@ -330,12 +330,14 @@ def test_flags(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "m" / "config.json").is_file()
 
 
-def test_the_base_model_of_the_evidence_came_with_the_code():
-    """The recipe's; another processor would make a slightly different one of the same settings."""
+def test_the_base_models_of_the_evidence_came_with_the_code():
+    """Another processor would make slightly different ones of the same settings."""
     from config import RECIPES
 
-    settings = bm.named(RECIPES["tiny"]["both"]["model"])
-    folder = Path(bm.make_base_model(settings=settings, quiet=True))
-    assert folder == REPO / "models" / "tiny-ab3c3ed703"
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert model.num_parameters() == 184_768 and settings.mending == 0
+    of_the_recipe = RECIPES["tiny"]["both"]["model"]
+    assert of_the_recipe in (REPO / "runs" / "experiments.sh").read_text()
+    names = {of_the_recipe: "tiny-ab3c3ed703", f"{of_the_recipe},slip_rate=0.9": "tiny-f0fc039408"}
+    for name, folder in names.items():
+        made = Path(bm.make_base_model(settings=bm.named(name), quiet=True))
+        assert made == REPO / "models" / folder
+        assert AutoModelForCausalLM.from_pretrained(made).num_parameters() == 184_768
