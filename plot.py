@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -34,7 +35,8 @@ COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999999 #F0E4
 AGE_STYLES = ["-", "--", ":", "-."]  # the paper's window N = 2 gives ages 0, 1, 2
 X_LABELS = dict(
     rollouts="sampled responses (rollouts)", gradient_steps="gradient steps",
-    seconds="training wall time [s]", step="training step",
+    tokens="tokens of all updates, prompts included", seconds="training wall time [s]",
+    step="training step",
 )  # fmt: skip
 
 
@@ -64,6 +66,7 @@ PANELS = {
     "steps": Panel(
         "Accuracy against gradient steps", "gradient_steps", ACCURACY, 100, limits=PERCENT
     ),
+    "tokens": Panel("Accuracy against tokens trained on", "tokens", ACCURACY, 100, limits=PERCENT),
     "seconds": Panel("Accuracy against wall time", "seconds", ACCURACY, 100, limits=PERCENT),
     "length": Panel("Response length", "step", LENGTH),
     "reflection": Panel("Self-reflection", "step", REFLECTION, 100, limits=PERCENT),
@@ -182,15 +185,22 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def cost_to(runs: list[list[dict]], percent: float) -> str:
-    """Mean rollouts / gradient steps / seconds until the first evaluation at or above the mark."""
-    found = [
-        next((row for row in rows if 100 * row.get("eval/pass@1", -1) >= percent), None)
-        for rows in runs
-    ]
+    """Mean rollouts / gradient steps / thousands of tokens trained on / seconds until the first
+    evaluation at or above the mark."""
+    found = []
+    for rows in runs:
+        tokens = accumulate(row.get("tokens_backward", 0) for row in rows)
+        found += [
+            next(
+                ((row["rollouts"], row["gradient_steps"], n / 1000, row["seconds"])
+                 for row, n in zip(rows, tokens, strict=True)
+                 if 100 * row.get("eval/pass@1", -1) >= percent), None,
+            )
+        ]  # fmt: skip
     if None in found:
         return f"{len(found) - found.count(None)} of {len(found)} seeds"
-    keys = ("rollouts", "gradient_steps", "seconds")
-    return "{:,.0f} / {:,.0f} / {:.0f} s".format(*(fmean(r[key] for r in found) for key in keys))
+    means = map(fmean, zip(*found, strict=True))
+    return "{:,.0f} / {:,.0f} / {:,.0f}k / {:.0f} s".format(*means)
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
@@ -234,7 +244,10 @@ def reincarnation(config: dict, rows: Rows) -> int | None:
 
 
 def curve(rows: Rows, x: str, y: str, scale: float = 1) -> dict[int, tuple[float, float]]:
-    """step -> (x, y) where the run has both."""
+    """step -> (x, y) where the run has both; tokens are those of all updates so far."""
+    if x == "tokens":
+        tokens = accumulate(row.get("tokens_backward", 0) for _, row in sorted(rows.items()))
+        rows = {s: row | {x: n} for (s, row), n in zip(sorted(rows.items()), tokens, strict=True)}
     has = {step: row for step, row in sorted(rows.items()) if row.get(y) is not None}
     # Step 0, the base model's evaluation, has used nothing yet.
     return {

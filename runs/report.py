@@ -28,63 +28,77 @@ import best_lr  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from exercises import EXERCISES  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 
 import loss  # noqa: E402
-from plot import COLOURS, Run, cost_to, draw_runs, markdown, read_experiment, spread  # noqa: E402
+from plot import (  # noqa: E402
+    COLOURS,
+    PANELS,
+    Run,
+    cost_to,
+    draw_panel,
+    draw_runs,
+    markdown,
+    read_experiment,
+    spread,
+)  # fmt: skip
 from plot import value_at as at  # noqa: E402
 from siblings import LOSSES  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FIGURES, RESULTS = ROOT / "docs" / "figures", ROOT / "benchmarks" / "results"
-# Rollouts of ReMix's mixing half (12 steps of 0.6 * 128), of a run that only mixes, of the others
-EARLY, MIDDLE, LATE = 925, 1843, 2460
+# Rollouts of ReMix's mixing half (12 steps of 0.6 * 128) and of a whole run
+EARLY, LATE = 925, 2460
+# The same of the paper's schedule: 100 steps of 0.6 * 64, 350 of them, 250 of 64 more
+MIXED, ONLY_MIXED, WHOLE = 3840, 13440, 19840
 ACCURACY, SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}"], ["length", "reflection"]
 
 METHODS = {
     "remix-ppo": "ReMix-PPO",
     "ppo": "PPO",
-    "ppo-lr3e-4": "PPO at ReMix-PPO's rate",
-    "ppo-m2": "PPO at ReMix-PPO's rate, m = 2, no replay",
-    "ppo-m3": "PPO at ReMix-PPO's rate, m = 3, no replay",
+    **{f"ppo-m{m}": f"PPO, m = {m}, no replay" for m in (2, 3, 4)},
     "remix-grpo": "ReMix-GRPO",
     "grpo": "GRPO",
-    "grpo-m2": "GRPO, m = 2, no replay",
-    "grpo-m3": "GRPO, m = 3, no replay",
+    **{f"grpo-m{m}": f"GRPO, m = {m}, no replay" for m in (2, 3, 4)},
 }
 FIRST = {  # the README's figure
     "remix-ppo": "ReMix-PPO",
-    "ppo-lr3e-4": "PPO",
+    "ppo": "PPO",
     "ppo-m3": "PPO, three passes, no replay",
 }
-ABLATION = {
-    "methods_first/remix-ppo": "full ReMix-PPO",
-    "ablation/no-utd": "without UTD (m = 1)",
-    "ablation/no-kl-convex": "without KL-Convex",
-    "ablation/no-reincarnation": "without reincarnation",
-    "settings/Tnever": "the same, 32 steps, three seeds, second machine",
-    "ablation/mix-ppg": "without all three: plain Mix-PPG",
-    "methods_first/ppo-lr3e-4": "PPO at the same rate",
+PAPER = {
+    "full": "ReMix-PPO, T = 100",
+    "T50": "ReMix-PPO, T = 50",
+    "no-utd": "without UTD (m = 1)",
+    "no-kl-convex": "without KL-Convex",
+    "no-reincarnation": "without reincarnation",
+    "mix-ppg": "without all three: plain Mix-PPG",
+    "ppo": "PPO",
+    "ppo-m2": "PPO, m = 2, no replay",
+    "ppo-m3": "PPO, m = 3 for 60 steps, no replay",
 }
-SETTINGS = {  # run -> value; "default" is full ReMix-PPO
+SETTINGS = {  # value -> run
     "p, share of replay": {
-        "p0.1": "0.1", "p0.2": "0.2", "p0.3": "0.3", "default": "0.4", "p0.5": "0.5",
+        "0.2": "settings/p0.2", "0.4 (default)": "methods/remix-ppo", "0.6": "settings/p0.6",
     },
-    "m, UTD ratio": {"m1": "1", "default": "2", "m3": "3", "m4": "4"},
-    "T, reincarnation": {"T4": "4", "default": "12", "T18": "18", "Tnever": "never"},
-    "N, window": {"N1": "1", "default": "2", "N3": "3", "N4": "4"},
-    "λ": {"lambda0": "0", "lambda0.5": "0.5", "lambda1": "1", "default": "schedule"},
-    "π_{k−1}": {"default": "previous weights", "precedent-current": "π_k"},
-    "β, with λ's schedule": {"default": "0.001", "beta0.01": "0.01", "beta0.1": "0.1"},
-    "β, with λ = 1": {
-        "lambda1": "0.001", "beta0.01-no-kl-convex": "0.01", "beta0.1-no-kl-convex": "0.1",
+    "m, UTD ratio": {
+        "1": "settings/m1", "2 (default)": "methods/remix-ppo", "3": "settings/m3",
+    },
+    "T, reincarnation": {
+        "4": "settings/T4", "12 (default)": "methods/remix-ppo", "18": "settings/T18",
+    },
+    "N, window": {"1": "settings/N1", "2 (default)": "methods/remix-ppo", "4": "settings/N4"},
+    "λ": {"schedule (default)": "methods/remix-ppo", "0": "settings/lambda0"},
+    "π_{k−1}": {
+        "previous weights (default)": "methods/remix-ppo", "π_k": "settings/precedent-current",
     },
 }  # fmt: skip
 CLIPS = {
-    "methods_first/remix-ppo": "Mix-PPG, centre c",
-    "clip/ppo": "centre 1 (PPO around π_b)",
-    "clip/decoupled_ppo": "decoupled (AReaL)",
-    "clip/geppo": "Mix-PPG, GePPO's ε",
-    "clip/vtrace": "Mix-PPG, V-trace",
+    "methods/remix-ppo": "Mix-PPG, centre c",
+    "settings/loss-ppo": "centre 1 (PPO around π_b)",
+    "settings/loss-decoupled_ppo": "decoupled (AReaL)",
+    "settings/geppo": "Mix-PPG, GePPO's ε",
+    "settings/vtrace": "Mix-PPG, V-trace",
 }
 LORA = {
     "lora/remix-ppo": "ReMix-PPO, all weights",
@@ -102,12 +116,14 @@ WAYS = {  # to use a response again -> what its runs are called behind their num
 }
 REUSES = {  # passes over each response -> runs
     "passes alone": {u: f"passes{u}" for u in (1, 2, 3, 5, 8, 12)},
+    "passes alone, β = 0.1": {u: f"passes{u}-beta0.1" for u in (3, 5, 8, 12)},
     **{way: {u: f"replay{u}{end}" for u in (3.3, 5, 8, 12)} for way, end in WAYS.items()},
+    "replay, Mix-PPG, T half-way": {8: "replay8-T12", 12: "replay12-T18"},
 }
 WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
 OTHERS = {
-    "methods_first/remix-grpo": "**ReMix-GRPO** (five seeds)",
-    "methods_first/grpo": "GRPO (five seeds)",
+    "methods/remix-grpo": "**ReMix-GRPO** (five seeds)",
+    "methods/grpo": "GRPO (five seeds)",
     **{f"siblings/loss-{name}": f"`--loss {name}` ({LOSSES[name].source})" for name in LOSSES},
     "siblings/replay-buffer_matters": "`--replay buffer_matters --replay_window 5`",
     "siblings/replay-on_policyness": "`--replay on_policyness --replay_window 5`",
@@ -120,6 +136,50 @@ OTHERS = {
     "siblings/lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
     "siblings/skipped1": "`--skipped_layers 1`, of three (Nested-ReFT)",
 }
+
+END, LONGEST = "end", "length"  # of a claim, beside a number of rollouts
+# What is claimed: the first run is above the second, in pass@1 after so many rollouts, at the END
+# of both, or in the length of its responses when mixing ends
+CLAIMS = {
+    "paper": [  # the paper's own, on its own schedule
+        ("ReMix-PPO is above PPO, early", "paper/full", "paper/ppo", MIXED),
+        ("… and at equal rollouts, late", "paper/full", "paper/ppo", WHOLE),
+        ("… with T = 50, early", "paper/T50", "paper/ppo", MIXED),
+        ("… with T = 50, late", "paper/T50", "paper/ppo", WHOLE),
+        ("without UTD it is lower, early", "paper/full", "paper/no-utd", MIXED),
+        ("… after 350 steps", "paper/full", "paper/no-utd", END),
+        ("without KL-Convex it is lower", "paper/full", "paper/no-kl-convex", END),
+        ("without reincarnation it is lower", "paper/full", "paper/no-reincarnation", END),
+        ("plain Mix-PPG is lower", "paper/full", "paper/mix-ppg", END),
+        ("without reincarnation it ends below PPO", "paper/ppo", "paper/no-reincarnation", END),
+        ("plain Mix-PPG ends below PPO", "paper/ppo", "paper/mix-ppg", END),
+        ("replay makes responses shorter", "paper/ppo-m2", "paper/no-reincarnation", LONGEST),
+    ],
+    "control": [  # replay against as many passes over fresh data
+        ("ReMix-PPO is above PPO, early", "methods/remix-ppo", "methods/ppo", EARLY),
+        ("… and late", "methods/remix-ppo", "methods/ppo", LATE),
+        ("ReMix-PPO is above PPO with m = 3, early", "methods/remix-ppo", "methods/ppo-m3", EARLY),
+        ("… and late", "methods/remix-ppo", "methods/ppo-m3", LATE),
+        ("… on the paper's schedule, early", "paper/full", "paper/ppo-m3", MIXED),
+        ("… and late", "paper/full", "paper/ppo-m3", WHOLE),
+        ("ReMix-GRPO is above GRPO, early", "methods/remix-grpo", "methods/grpo", EARLY),
+        ("… and late", "methods/remix-grpo", "methods/grpo", LATE),
+        ("ReMix-GRPO is above GRPO with m = 3, early",
+         "methods/remix-grpo", "methods/grpo-m3", EARLY),
+        ("… and late", "methods/remix-grpo", "methods/grpo-m3", LATE),
+        ("at u = 5 Mix-PPG is above passes alone", "reuse/replay5", "reuse/passes5", END),
+        ("at u = 8", "reuse/replay8", "reuse/passes8", END),
+        ("at u = 12", "reuse/replay12", "reuse/passes12", END),
+        ("at u = 12 PPO's clip around π_b is above Mix-PPG",
+         "reuse/replay12-ppo", "reuse/replay12", END),
+        ("… and above passes alone", "reuse/replay12-ppo", "reuse/passes12", END),
+        ("at u = 12 KL-Convex with β = 0.1 helps replay",
+         "reuse/replay12-beta0.1", "reuse/replay12", END),
+        ("… and passes alone", "reuse/passes12-beta0.1", "reuse/passes12", END),
+        ("at u = 12 reincarnation half-way helps replay",
+         "reuse/replay12-T18", "reuse/replay12", END),
+    ],
+}  # fmt: skip
 
 # ------------------------------------------------------------------------------------------ runs
 
@@ -177,29 +237,65 @@ def mean_of(rows: list[dict], key: str, first: int = 2) -> float:
 # ------------------------------------------------------------------------------------------ tables
 
 
-def table_methods(file: str = "methods") -> str:
+def table_methods() -> str:
     lines = []
     for name, title in METHODS.items():
-        if of := seeds(full := f"{file}/{name}"):
-            cells = [accuracy(full, EARLY), accuracy(full, LATE)]
-            cells += [cost_to(of, percent) for percent in (60, 70, 80, 85)]
-            lines.append([f"{title} (lr {rate(full)})", *cells])
-    return markdown(["method", *ACCURACY, *(f"to {p} %" for p in (60, 70, 80, 85))], lines)
+        of = seeds(full := f"methods/{name}")
+        cells = [accuracy(full, EARLY), accuracy(full, LATE)]
+        cells += [cost_to(of, percent) for percent in (70, 80, 85)]
+        lines.append([f"{title} (lr {rate(full)})", *cells])
+    return markdown(["method", *ACCURACY, *(f"to {p} %" for p in (70, 80, 85))], lines)
 
 
-def table_ablation() -> str:
-    lines = [
-        [title, *(accuracy(name, n) for n in (EARLY, MIDDLE, LATE)), *shape(name)]
-        for name, title in ABLATION.items()
-    ]
-    return markdown(["variant", ACCURACY[0], f"at {MIDDLE:,}", ACCURACY[1], *SHAPE], lines)
+def table_paper() -> str:
+    """By rollouts, and at the paper's 350 steps with what they cost."""
+    lines = []
+    for name, title in PAPER.items():
+        of = seeds(full := f"paper/{name}")
+        cells = [accuracy(full, n) for n in (MIXED, ONLY_MIXED, WHOLE)]
+        ends = [rows[-1] for rows in of]
+        tokens = fmean(sum(row.get("tokens_backward", 0) for row in rows) for rows in of)
+        cells += [spread([100 * row["eval/pass@1"] for row in ends])]
+        cells += [f"{ends[0]['rollouts']:,} / {ends[0]['gradient_steps']:,} / {tokens / 1e6:.1f}M"]
+        shape = {"eval/response_length": 1, "eval/reflection_rate": 100}
+        cells += [f"{scale * fmean(row[key] for row in ends):.0f}" for key, scale in shape.items()]
+        lines.append([f"{title} (lr {rate(full)})", *cells])
+    heads = [f"at {n:,} rollouts" for n in (MIXED, ONLY_MIXED, WHOLE)]
+    cost = "rollouts / gradient steps / tokens"
+    return markdown(["", *heads, "after 350 steps", cost, "length", "reflection [%]"], lines)
+
+
+def measured(name: str, where: int | str) -> list[float]:
+    """Of each seed, what a claim is about."""
+    if where == END:
+        return [100 * evaluated(rows)[-1]["eval/pass@1"] for rows in seeds(name)]
+    if where == LONGEST:
+        return [at(rows, MIXED, "eval/response_length") for rows in seeds(name)]
+    return accuracies(name, where)
+
+
+def table_claims(which: str) -> str:
+    """It holds, or the opposite does, where no seed of the one reaches into the other's seeds."""
+    lines = []
+    for claim, one, other, where in CLAIMS[which]:
+        high, low = measured(one, where), measured(other, where)
+        verdict = "cannot be told"
+        if min(high) > max(low):
+            verdict = "**holds**"
+        elif max(high) < min(low):
+            verdict = "**does not**"
+        place = f"{where:,} rollouts" if isinstance(where, int) else "the end"
+        place = f"tokens at {MIXED:,} rollouts" if where == LONGEST else place
+        names = f"`{one}`, `{other.partition('/')[2]}`"
+        lines.append([claim, verdict, spread(high), spread(low), place, names])
+    return markdown(["claim", "", "first", "second", "at", "rows"], lines)
 
 
 def table_settings() -> str:
     lines = []
     for setting, values in SETTINGS.items():
-        for name, value in values.items():
-            of = seeds(full := f"settings/{name}")
+        for value, full in values.items():
+            of = seeds(full)
             ends = of[0][-1]["rollouts"]
             value += f" (ends at {ends:,})" if ends < LATE - 10 else ""
             old = [
@@ -208,7 +304,7 @@ def table_settings() -> str:
                 for key in ("ratio_mean", "ess")
             ]  # fmt: skip
             lines.append([
-                setting, value + " (default)" * (name == "default"),
+                setting, value,
                 *(spread(accuracies(full, rollouts)) for rollouts in (EARLY, LATE)),
                 f"{median(old[0]):.3f} ({max(old[0]):.1f})",
                 f"{median(old[1]):.2f} ({min(old[1]):.3f})",
@@ -287,14 +383,23 @@ def table_reuse() -> str:
 def table_reuse_eight() -> str:
     """The same at u = 8, half-way and at the end, with what else the evaluation says."""
     lines = []
-    for way in [*REUSES, "replay, Mix-PPG, N = 6"]:
-        name = REUSES[way][8] if way in REUSES else "replay8-N6"
-        if of := [evaluated(rows) for rows in seeds(f"reuse/{name}")]:
-            moved = [spread([100 * rows[i]["eval/pass@1"] for rows in of]) for i in (0, -1)]
-            more = {"eval/pass@8": 100, "eval/response_length": 1, "entropy": 1}
-            cells = [fmean(scale * rows[-1][key] for rows in of) for key, scale in more.items()]
-            lines.append([way, *moved, *(f"{x:.3g}" for x in cells)])
-    return markdown(["", "450 responses", "900", "pass@8", "length", "entropy"], lines)
+    for way in [*REUSES, "replay, Mix-PPG, N = 6", "replay, Mix-PPG, T after 900"]:
+        name = REUSES[way].get(8) if way in REUSES else f"replay8-{'N6' if 'N' in way else 'T28'}"
+        of = [evaluated(rows) for rows in seeds(f"reuse/{name}")]
+        moved = [spread([100 * at(rows, n) for rows in of]) for n in (450, 900)]
+        later = max(rows[-1]["rollouts"] for rows in of) > 1000
+        moved += [spread([100 * rows[-1]["eval/pass@1"] for rows in of]) if later else ""]
+        more = {"eval/pass@8": 100, "eval/response_length": 1, "entropy": 1}
+        cells = [fmean(scale * rows[-1][key] for rows in of) for key, scale in more.items()]
+        old = [
+            value for rows in seeds(f"reuse/{name}") for row in rows for key, value in row.items()
+            if key.startswith("ess/age") and key != "ess/age0"
+        ]  # fmt: skip
+        ess = f"{median(old):.2f} ({min(old):.3f})" if old else "–"
+        lines.append([way, *moved, *(f"{x:.3g}" for x in cells), ess])
+    ess = "ess of replayed tokens: median (smallest)"
+    heads = ["450 responses", "900", "1,400", "pass@8", "length", "entropy", ess]
+    return markdown(["", *heads], lines)
 
 
 def table_exercises() -> str:
@@ -385,29 +490,30 @@ def three_panels():
 
 def save(figure, name: str) -> None:
     for ax in figure.axes:
-        ax.legend(frameon=False)
+        ax.legend(handles=own.legend_handles if (own := ax.get_legend()) else None, frameon=False)
     figure.savefig(FIGURES / name, dpi=150)
     plt.close(figure)
 
 
 def figure_settings() -> None:
     figure, axes = three_panels()
-    names = {0.1: "p0.1", 0.2: "p0.2", 0.3: "p0.3", 0.4: "default", 0.5: "p0.5"}
-    late = f"at {LATE:,} (p = 0.5: 2,304)"
+    names = dict(zip((0.2, 0.4, 0.6), SETTINGS["p, share of replay"].values(), strict=True))
+    late = f"at {LATE:,} (p = 0.6: 2,151)"
     for i, (rollouts, label) in enumerate({EARLY: ACCURACY[0], LATE: late}.items()):
-        values = [accuracies(f"settings/{name}", rollouts) for name in names.values()]
+        values = [accuracies(name, rollouts) for name in names.values()]
         mean_and_range(axes[0], list(names), values, COLOURS[i], label)
     axes[0].set(title="Accuracy against p", ylabel="pass@1 [%]")
     for age, label in {1: "1 step old", 2: "2 steps old"}.items():
         key = f"log_ratio_sq/age{age}"
-        values = [[mean_of(rows, key) for rows in seeds(f"settings/{n}")] for n in names.values()]
+        values = [[mean_of(rows, key) for rows in seeds(name)] for name in names.values()]
         mean_and_range(axes[1], list(names), values, COLOURS[age + 1], label)
     axes[1].set(title="How far replayed data is off", ylabel="E[(log r)²]")
     for ax in axes[:2]:
         ax.set(xlabel="p, share of replayed data")
     for setting, colour in {"m, UTD ratio": COLOURS[0], "N, window": COLOURS[4]}.items():
-        values = [accuracies(f"settings/{name}", EARLY) for name in SETTINGS[setting]]
-        mean_and_range(axes[2], list(map(int, SETTINGS[setting].values())), values, colour, setting)
+        values = [accuracies(name, EARLY) for name in SETTINGS[setting].values()]
+        x = [int(value.split()[0]) for value in SETTINGS[setting]]
+        mean_and_range(axes[2], x, values, colour, setting)
     axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]")
     axes[2].set_xticks([1, 2, 3, 4])
     save(figure, "settings.png")
@@ -439,18 +545,35 @@ def figure_whipping() -> None:
     save(figure, "whipping.png")
 
 
-def figure_reuse() -> None:
-    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    for (way, names), colour in zip(REUSES.items(), COLOURS, strict=False):
-        of = {u: seeds(f"reuse/{name}") for u, name in names.items() if seeds(f"reuse/{name}")}
-        ends = [[100 * rows[-1]["eval/pass@1"] for rows in runs] for runs in of.values()]
-        mean_and_range(ax, list(of), ends, colour, way)
+def draw_reuse(ax, ways: list[str]) -> None:
+    """pass@1 after 900 responses against u."""
+    for way, colour in zip(ways, COLOURS, strict=False):
+        ends = [[100 * at(rows, 900) for rows in seeds(f"reuse/{x}")] for x in REUSES[way].values()]
+        mean_and_range(ax, list(REUSES[way]), ends, colour, way)
     ax.set(xlabel="passes over each response, u", ylabel="pass@1 after 900 responses [%]")
     uses = [1, 2, 3.3, 5, 8, 12]
     ax.set(xscale="log", xticks=uses, xticklabels=map(str, uses))
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def figure_reuse() -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4), layout="constrained", sharey=True)
+    anchored = [way for way in REUSES if "β" in way or "T half" in way]
+    draw_reuse(axes[0], [way for way in REUSES if way not in anchored])
+    draw_reuse(axes[1], ["passes alone", "replay, Mix-PPG", *anchored])
     save(figure, "reuse.png")
+
+
+def figure_first() -> None:
+    """The README's: what replay adds to passes, and how many of either a response stands."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    draw_panel(axes[0], PANELS["rollouts"], first := existing(FIRST, "methods/"))
+    axes[0].legend(
+        handles=[Line2D([], [], color=c, label=t) for t, c in zip(first, COLOURS, strict=False)]
+    )
+    draw_reuse(axes[1], ["replay, Mix-PPG", "replay, PPO's clip around π_b", "passes alone"])
+    axes[1].set_title("How often may a response be used?", loc="left", fontweight="bold")
+    save(figure, "first.png")
 
 
 def figure_siblings() -> None:
@@ -487,9 +610,12 @@ def figure_clip() -> None:
 
 def figures() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
-    draw_runs(existing(FIRST, "methods/"), FIGURES / "first.png", ["rollouts", "steps"])
-    draw_runs(existing(METHODS, "methods/"), FIGURES / "methods.png")
-    draw_runs(existing(ABLATION), FIGURES / "ablation.png")
+    for algo in ("ppo", "grpo"):
+        of = {name: title for name, title in METHODS.items() if algo in name}
+        panels = ["rollouts", "steps", "tokens"]
+        draw_runs(existing(of, "methods/"), FIGURES / f"methods_{algo}.png", panels)
+    panels = ["rollouts", "length", "reflection"]
+    draw_runs(existing(PAPER, "paper/"), FIGURES / "paper.png", panels)
     draw_runs({"bash train.sh": runs("start/tiny-ppo")}, FIGURES / "start.png")
     for name, make in globals().items():
         if name.startswith("figure_"):

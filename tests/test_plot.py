@@ -211,6 +211,7 @@ def test_table_means_and_first_crossings(tmp_path):
                 rollouts=100 * i,
                 gradient_steps=10 * i,
                 seconds=2.0 * i,
+                tokens_backward=4000 * i,  # of this step alone
                 **{"eval/pass@1": v},
             )
             for i, v in enumerate(values)
@@ -220,8 +221,11 @@ def test_table_means_and_first_crossings(tmp_path):
     line = plot.table(plot.load(folders), at=150, marks=(60, 80)).splitlines()[-1]
     assert line == (  # at 150: on the line between the evaluations at 100 and 200
         "| a | 2 | 30.0 [20.0, 40.0] | 68.8 [60.0, 77.5] | 80.0 [70.0, 90.0] (200 rollouts) "
-        "| 150 / 15 / 3 s | 1 of 2 seeds |"
+        "| 150 / 15 / 8k / 3 s | 1 of 2 seeds |"
     )
+    rows = plot.load(folders)["a"][0][0]
+    by_tokens = curve(rows, "tokens", "eval/pass@1")
+    assert [x for x, _ in by_tokens.values()] == [0, 4000, 12000]
 
 
 def test_value_at_is_on_the_line_between_evaluations_and_at_most_the_last():
