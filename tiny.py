@@ -353,7 +353,7 @@ def make_base_model(
     made_from = json.dumps({"version": VERSION, **dataclasses.asdict(settings)}, indent=2)
     name = "tiny-" + hashlib.sha256(made_from.encode()).hexdigest()[:10]
     here = Path(__file__).resolve().parent
-    shipped = here / "models" / name  # so that the evidence of all machines is of the same base models
+    shipped = here / "models" / name  # the evidence of all machines is of these
     target = Path(out) if out else shipped if shipped.exists() else here / "cache" / name
     record = target / "base_model.json"
     if target.exists():

@@ -103,13 +103,15 @@ paper() {
 
 # One setting of ReMix-PPO at a time (more of p and N: reuse; of T: paper), at the full method's rate.
 settings() {
-  local p m T N rate="--lr ${lr[remix-ppo]}"
+  local p m T N loss rate="--lr ${lr[remix-ppo]}"
   for p in 0.2 0.6; do add "p$p" "$ppo" $rate --off_policy_ratio $p --eval_every 2; done
   for m in 1 3; do add "m$m" "$ppo" $rate --utd_ratio $m; done
   for T in 4 18; do add "T$T" "$ppo" $rate --reincarnation_step $T --eval_every 2; done
   for N in 1 4; do add "N$N" "$ppo" $rate --replay_window $N; done
   add lambda0 "$ppo" $rate --kl_convex 0
   add precedent-current "$ppo" $rate --precedent current
+  # The clip: around the behaviour policy, AReaL's decoupled form, GePPO's width; V-trace
+  for loss in ppo decoupled_ppo; do add "loss-$loss" "$ppo" $rate --loss $loss; done
   add geppo "$ppo" $rate --geppo_clip
   add vtrace "$ppo" $rate --vtrace
 }
