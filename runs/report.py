@@ -576,6 +576,11 @@ def figure_first() -> None:
     save(figure, "first.png")
 
 
+def figure_smollm() -> None:
+    of = {title: runs(f"smollm/{name}-lr2e-6") for name, title in SMOLLM.items()}
+    draw_runs(of, FIGURES / "smollm.png", ["rollouts", "tokens", "length"])
+
+
 def figure_siblings() -> None:
     order = sorted(filter(seeds, OTHERS), key=lambda name: fmean(accuracies(name, LATE)))
     figure, ax = plt.subplots(figsize=(9, 0.32 * len(order) + 1), layout="constrained")

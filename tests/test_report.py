@@ -122,6 +122,26 @@ def test_the_map_from_paper_to_code_names_what_exists():
             assert f"def {name}" in (ROOT / "tests" / f"{file}.py").read_text(), (file, name)
 
 
+@pytest.mark.parametrize(
+    "first, second, verdict",
+    [
+        ([0.5, 0.6], [0.3, 0.49], "**holds**"),
+        ([0.3, 0.49], [0.5, 0.6], "**does not**"),
+        ([0.5, 0.9], [0.3, 0.5], "cannot be told"),  # one seed of each is the same
+        ([0.1, 0.9], [0.4, 0.5], "cannot be told"),
+    ],
+)
+def test_a_claim_holds_where_no_seed_reaches_into_the_others(monkeypatch, first, second, verdict):
+    def seeds(name):
+        of = first if name == "a/one" else second
+        return [[{"rollouts": 100 * i, "eval/pass@1": x * i} for i in (0, 1)] for x in of]
+
+    monkeypatch.setattr(report, "seeds", seeds)
+    for where in (100, report.END):
+        monkeypatch.setitem(report.CLAIMS, "of us", [("it is above", "a/one", "a/other", where)])
+        assert report.table_claims("of us").splitlines()[-1].split(" | ")[1] == verdict
+
+
 # ------------------------------------------------------------------------------------------ data
 
 
@@ -164,8 +184,7 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
         seen.add(key)
         old = committed.get(key, new)
         assert all(old.get(k, v) == v for k, v in new.items() if k not in unlike), key
-    rerun = ("start", "methods_first", "methods_again")
-    by_script = {key for key in committed if key[0] not in rerun}
+    by_script = {key for key in committed if key[0] != "start"}
     assert {key[:2] for key in by_script} <= {key[:2] for key in seen}
 
 
