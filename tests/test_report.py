@@ -1,5 +1,6 @@
 """Pages are what the data and the source give; the data is whole; collect.py loses nothing."""
 
+import itertools
 import json
 import os
 import re
@@ -122,16 +123,27 @@ def test_the_map_from_paper_to_code_names_what_exists():
             assert f"def {name}" in (ROOT / "tests" / f"{file}.py").read_text(), (file, name)
 
 
+def test_the_chance_of_a_difference_is_that_of_the_permutation_test():
+    assert report.by_chance([3, 4, 5], [0, 1, 2]) == 1 / 20  # one of the ways, this one
+    assert report.by_chance([0, 1, 2], [3, 4, 5]) == 1
+    assert report.by_chance([1, 1], [1, 1]) == 1
+    high, low = [80.3, 85.1, 75.5, 78.5], [73.6, 74.7, 77.0]
+    orders = [sum(order[:4]) >= sum(high) for order in itertools.permutations(high + low)]
+    assert report.by_chance(high, low) == pytest.approx(sum(orders) / len(orders))
+
+
 @pytest.mark.parametrize(
     "first, second, verdict",
     [
-        ([0.5, 0.6], [0.3, 0.49], "**holds**"),
-        ([0.3, 0.49], [0.5, 0.6], "**does not**"),
-        ([0.5, 0.9], [0.3, 0.5], "cannot be told"),  # one seed of each is the same
-        ([0.1, 0.9], [0.4, 0.5], "cannot be told"),
+        ([0.5, 0.6, 0.7], [0.3, 0.4, 0.49], "**holds**"),
+        ([0.3, 0.4, 0.49], [0.5, 0.6, 0.7], "**does not**"),
+        ([0.5, 0.6, 0.7], [0.3, 0.4, 0.51], "cannot be told"),
+        ([0.5, 0.6], [0.3, 0.4], "cannot be told"),  # two seeds tell nothing at one in twenty
     ],
 )
-def test_a_claim_holds_where_no_seed_reaches_into_the_others(monkeypatch, first, second, verdict):
+def test_a_claim_holds_where_chance_gives_it_one_time_in_twenty(
+    monkeypatch, first, second, verdict
+):
     def seeds(name):
         of = first if name == "a/one" else second
         return [[{"rollouts": 100 * i, "eval/pass@1": x * i} for i in (0, 1)] for x in of]
