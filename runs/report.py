@@ -175,15 +175,19 @@ CLAIMS = {
          "methods/remix-grpo", "methods/grpo-m4", EARLY),
         ("… and late", "methods/remix-grpo", "methods/grpo-m4", LATE),
         ("at u = 5 Mix-PPG is above passes alone", "reuse/replay5", "reuse/passes5", END),
-        ("at u = 8", "reuse/replay8", "reuse/passes8", END),
-        ("at u = 12", "reuse/replay12", "reuse/passes12", END),
-        ("at u = 12 PPO's clip around π_b is above Mix-PPG",
-         "reuse/replay12-ppo", "reuse/replay12", END),
-        ("… and above passes alone", "reuse/replay12-ppo", "reuse/passes12", END),
-        ("at u = 12 KL-Convex with β = 0.1 helps replay",
+        ("… at u = 8", "reuse/replay8", "reuse/passes8", END),
+        ("… at u = 12", "reuse/replay12", "reuse/passes12", END),
+        ("at u = 5, both with β = 0.1", "reuse/replay5-beta0.1", "reuse/passes5-beta0.1", END),
+        ("… at u = 8", "reuse/replay8-beta0.1", "reuse/passes8-beta0.1", END),
+        ("… at u = 12", "reuse/replay12-beta0.1", "reuse/passes12-beta0.1", END),
+        ("at u = 8 replay with PPO's clip around π_b is above passes alone",
+         "reuse/replay8-ppo", "reuse/passes8", END),
+        ("… at u = 12", "reuse/replay12-ppo", "reuse/passes12", END),
+        ("at u = 12 that clip is above Mix-PPG's", "reuse/replay12-ppo", "reuse/replay12", END),
+        ("at u = 12 KL-Convex with β = 0.1 helps Mix-PPG",
          "reuse/replay12-beta0.1", "reuse/replay12", END),
         ("… and passes alone", "reuse/passes12-beta0.1", "reuse/passes12", END),
-        ("at u = 12 reincarnation half-way helps replay",
+        ("at u = 12 reincarnation half-way helps Mix-PPG",
          "reuse/replay12-T18", "reuse/replay12", END),
     ],
 }  # fmt: skip
@@ -586,7 +590,8 @@ def figure_first() -> None:
     axes[0].legend(
         handles=[Line2D([], [], color=c, label=t) for t, c in zip(first, COLOURS, strict=False)]
     )
-    draw_reuse(axes[1], ["replay, Mix-PPG", "replay, PPO's clip around π_b", "passes alone"])
+    ways = ["replay, Mix-PPG", "replay, PPO's clip around π_b", "passes alone"]
+    draw_reuse(axes[1], [*ways, "replay, Mix-PPG, β = 0.1"])
     axes[1].set_title("How often may a response be used?", loc="left", fontweight="bold")
     save(figure, "first.png")
 
