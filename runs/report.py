@@ -293,20 +293,24 @@ def by_chance(high: list[float], low: list[float]) -> float:
     return fmean(total >= sum(high) - 1e-9 for total in dealt)
 
 
+def told(high: list[float], low: list[float], above: str, below: str, neither: str) -> str:
+    if by_chance(high, low) <= 0.05:
+        return above
+    return below if by_chance(low, high) <= 0.05 else neither
+
+
 def table_claims(which: str) -> str:
     """It holds, or the opposite does, where p <= 1/20 for the difference of the means."""
     lines = []
     for claim, one, other, where in CLAIMS[which]:
         high, low = measured(one, where), measured(other, where)
-        verdict, p = "cannot be told", by_chance(high, low)
-        if p <= 0.05:
-            verdict = "**holds**"
-        elif by_chance(low, high) <= 0.05:
-            verdict = "**does not**"
+        verdict = told(high, low, "**holds**", "**does not**", "cannot be told")
         place = f"{where:,} rollouts" if isinstance(where, int) else "the end"
         place = f"tokens at {MIXED:,} rollouts" if where == LONGEST else place
         names = f"`{one}`, `{other.partition('/')[2]}`"
-        lines.append([claim, verdict, spread(high), spread(low), f"{p:.3f}", place, names])
+        lines.append(
+            [claim, verdict, spread(high), spread(low), f"{by_chance(high, low):.3f}", place, names]
+        )
     return markdown(["claim", "", "first", "second", "p", "at", "rows"], lines)
 
 
@@ -433,11 +437,16 @@ def table_exercises() -> str:
 
 
 def table_siblings() -> str:
-    lines = [
-        [title, rate(name), accuracy(name, EARLY), accuracy(name, LATE), *shape(name)]
-        for name, title in OTHERS.items()
-        if seeds(name)
-    ]
+    """Each accuracy with "above" or "below" where ReMix-GRPO's is told from it (by_chance)."""
+    lines = []
+    for name, title in OTHERS.items():
+        cells = []
+        for n in (EARLY, LATE):
+            ours = accuracies("methods/remix-grpo", n)
+            cells.append(
+                accuracy(name, n) + told(accuracies(name, n), ours, " above", " below", "")
+            )
+        lines.append([title, rate(name), *cells, *shape(name)])
     return markdown(["in ReMix-GRPO's place", "lr", *ACCURACY, *SHAPE], lines)
 
 
@@ -640,7 +649,9 @@ def figures() -> None:
         panels = ["rollouts", "steps", "tokens"]
         draw_runs(existing(of, "methods/"), FIGURES / f"methods_{algo}.png", panels)
     panels = ["rollouts", "length", "reflection"]
-    draw_runs(existing(PAPER, "paper/"), FIGURES / "paper.png", panels)
+    drawn = ["full", "no-reincarnation", "mix-ppg", "ppo", "ppo-m3"]
+    of = existing({name: PAPER[name] for name in drawn}, "paper/")
+    draw_runs(of, FIGURES / "paper.png", panels)
     draw_runs({"bash train.sh": runs("start/tiny-ppo")}, FIGURES / "start.png")
     for name, make in globals().items():
         if name.startswith("figure_"):
