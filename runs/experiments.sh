@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The experiments of docs/results.md, each run a line in runs/NAME.jsonl:
 #
-#   bash runs/experiments.sh NAME...   tune methods variants paper reuse siblings settings whipping
-#                                      lora smollm, or all
+#   bash runs/experiments.sh NAME...   tune methods variants paper reuse clip siblings whipping lora
+#                                      smollm, or all
 #
 # Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
@@ -11,7 +11,7 @@
 # with that one and installs nothing; SMOLLM=FOLDER has the language model of smollm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-known="tune methods variants paper reuse siblings settings whipping lora smollm"
+known="tune methods variants paper reuse clip siblings whipping lora smollm"
 export RUNS=${RUNS:-runs} OUT=out/experiments python=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=1 # more threads are slower at this size
 
@@ -104,17 +104,10 @@ paper() {
   add ppo-m3 "$paper" "$passes 3" --reincarnation_step 60 --lr "${lr[paper-ppo-m3]}"
 }
 
-# One setting of ReMix-PPO at a time (more of p and N: reuse; of T: paper), at the full method's rate.
-settings() {
-  local p m T N loss rate="--lr ${lr[remix-ppo]}"
-  for p in 0.2 0.6; do add "p$p" "$ppo" $rate --off_policy_ratio $p --eval_every 2; done
-  for m in 1 3; do add "m$m" "$ppo" $rate --utd_ratio $m; done
-  for T in 4 18; do add "T$T" "$ppo" $rate --reincarnation_step $T --eval_every 2; done
-  for N in 1 4; do add "N$N" "$ppo" $rate --replay_window $N; done
-  add lambda0 "$ppo" $rate --kl_convex 0
-  add precedent-current "$ppo" $rate --precedent current
-  # The clip: around the behaviour policy, AReaL's decoupled form, GePPO's width; V-trace
-  for loss in ppo decoupled_ppo; do add "loss-$loss" "$ppo" $rate --loss $loss; done
+# The clip of ReMix-PPO: around the behaviour policy, AReaL's decoupled form, GePPO's width; V-trace.
+clip() {
+  local loss rate="--lr ${lr[remix-ppo]}"
+  for loss in ppo decoupled_ppo; do add "$loss" "$ppo" $rate --loss $loss; done
   add geppo "$ppo" $rate --geppo_clip
   add vtrace "$ppo" $rate --vtrace
 }
@@ -144,13 +137,12 @@ replays() { # WHAT ADDS
 }
 
 # The whipping effect: length, reflection and the ratio along the response with and without replay
-# (both m = 2), under a length limit, and with another prompt. No reincarnation, one rate for all.
+# (both m = 2), as the task is and with another prompt. No reincarnation, one rate for all.
 whipping() {
   local p whipping="$ppo --steps 16 --eval_every 8 --reincarnation_step 0 --kl_convex off"
   whipping+=" --utd_ratio 2 --lr ${lr[remix-ppo]}"
   for p in 0 0.5; do
     add "p$p" "$whipping" --off_policy_ratio $p
-    add "p$p-limit40" "$whipping" --off_policy_ratio $p --max_tokens 40
     add "p$p-equals" "$whipping" --off_policy_ratio $p --prompt $equals --format r1
   done
 }
@@ -210,7 +202,7 @@ reuse() {
 }
 
 declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [variants]=0 [paper]="0 1 2"
-  [reuse]="0 1 2" [siblings]="0 1 2" [settings]="0 1 2" [whipping]="0 1 2 3 4" [lora]="0 1 2"
+  [reuse]="0 1 2" [clip]="0 1 2" [siblings]="0 1 2" [whipping]="0 1 2 3 4" [lora]="0 1 2"
   [smollm]="0 1")
 
 one_run() { # EXPERIMENT NAME SEED FLAGS...

@@ -78,28 +78,12 @@ PAPER = {
     "ppo-m2": "PPO, m = 2, no replay",
     "ppo-m3": "PPO, m = 3 for 60 steps, no replay",
 }
-SETTINGS = {  # value -> run
-    "p, share of replay": {
-        "0.2": "settings/p0.2", "0.4 (default)": "methods/remix-ppo", "0.6": "settings/p0.6",
-    },
-    "m, UTD ratio": {
-        "1": "settings/m1", "2 (default)": "methods/remix-ppo", "3": "settings/m3",
-    },
-    "T, reincarnation": {
-        "4": "settings/T4", "12 (default)": "methods/remix-ppo", "18": "settings/T18",
-    },
-    "N, window": {"1": "settings/N1", "2 (default)": "methods/remix-ppo", "4": "settings/N4"},
-    "λ": {"schedule (default)": "methods/remix-ppo", "0": "settings/lambda0"},
-    "π_{k−1}": {
-        "previous weights (default)": "methods/remix-ppo", "π_k": "settings/precedent-current",
-    },
-}  # fmt: skip
 CLIPS = {
     "methods/remix-ppo": "Mix-PPG, centre c",
-    "settings/loss-ppo": "centre 1 (PPO around π_b)",
-    "settings/loss-decoupled_ppo": "decoupled (AReaL)",
-    "settings/geppo": "Mix-PPG, GePPO's ε",
-    "settings/vtrace": "Mix-PPG, V-trace",
+    "clip/ppo": "centre 1 (PPO around π_b)",
+    "clip/decoupled_ppo": "decoupled (AReaL)",
+    "clip/geppo": "Mix-PPG, GePPO's ε",
+    "clip/vtrace": "Mix-PPG, V-trace",
 }
 LORA = {
     "lora/remix-ppo": "ReMix-PPO, all weights",
@@ -121,7 +105,7 @@ REUSES = {  # passes over each response -> runs
     **{way: {u: f"replay{u}{end}" for u in (3.3, 5, 8, 12)} for way, end in WAYS.items()},
     "replay, Mix-PPG, T half-way": {8: "replay8-T12", 12: "replay12-T18"},
 }
-WHIPPING = {"": "as trained", "-limit40": "limit of 40 tokens", "-equals": "prompt “… =”"}
+WHIPPING = {"": "as trained", "-equals": "prompt “… =”"}
 OTHERS = {
     "methods/remix-grpo": "**ReMix-GRPO** (five seeds)",
     "methods/grpo": "GRPO (five seeds)",
@@ -314,31 +298,6 @@ def table_claims(which: str) -> str:
     return markdown(["claim", "", "first", "second", "p", "at", "rows"], lines)
 
 
-def table_settings() -> str:
-    lines = []
-    for setting, values in SETTINGS.items():
-        for value, full in values.items():
-            of = seeds(full)
-            ends = of[0][-1]["rollouts"]
-            value += f" (ends at {ends:,})" if ends < LATE - 10 else ""
-            old = [
-                [row[f"{key}/age{age}"] for rows in of for row in rows for age in (1, 2, 3, 4)
-                 if f"{key}/age{age}" in row]
-                for key in ("ratio_mean", "ess")
-            ]  # fmt: skip
-            lines.append([
-                setting, value,
-                *(spread(accuracies(full, rollouts)) for rollouts in (EARLY, LATE)),
-                f"{median(old[0]):.3f} ({max(old[0]):.1f})",
-                f"{median(old[1]):.2f} ({min(old[1]):.3f})",
-                f"{fmean(mean_of(rows, 'log_ratio_sq/age1') for rows in of):.3f}", shape(full)[0],
-            ])  # fmt: skip
-            setting = ""
-    ratio = "mean ratio of replayed tokens of one age: median (largest)"
-    heads = ["setting", "value", *ACCURACY, ratio, "ess: median (smallest)"]
-    return markdown([*heads, "E[(log r)²], age 1", "length"], lines)
-
-
 def table_whipping() -> str:
     lines = []
     for kind, title in WHIPPING.items():
@@ -523,40 +482,16 @@ def save(figure, name: str) -> None:
     plt.close(figure)
 
 
-def figure_settings() -> None:
-    figure, axes = three_panels()
-    names = dict(zip((0.2, 0.4, 0.6), SETTINGS["p, share of replay"].values(), strict=True))
-    late = f"at {LATE:,} (p = 0.6: 2,151)"
-    for i, (rollouts, label) in enumerate({EARLY: ACCURACY[0], LATE: late}.items()):
-        values = [accuracies(name, rollouts) for name in names.values()]
-        mean_and_range(axes[0], list(names), values, COLOURS[i], label)
-    axes[0].set(title="Accuracy against p", ylabel="pass@1 [%]")
-    for age, label in {1: "1 step old", 2: "2 steps old"}.items():
-        key = f"log_ratio_sq/age{age}"
-        values = [[mean_of(rows, key) for rows in seeds(name)] for name in names.values()]
-        mean_and_range(axes[1], list(names), values, COLOURS[age + 1], label)
-    axes[1].set(title="How far replayed data is off", ylabel="E[(log r)²]")
-    for ax in axes[:2]:
-        ax.set(xlabel="p, share of replayed data")
-    for setting, colour in {"m, UTD ratio": COLOURS[0], "N, window": COLOURS[4]}.items():
-        values = [accuracies(name, EARLY) for name in SETTINGS[setting].values()]
-        x = [int(value.split()[0]) for value in SETTINGS[setting]]
-        mean_and_range(axes[2], x, values, colour, setting)
-    axes[2].set(title=f"Accuracy at {EARLY} rollouts", xlabel="m or N", ylabel="pass@1 [%]")
-    axes[2].set_xticks([1, 2, 3, 4])
-    save(figure, "settings.png")
-
-
 def figure_whipping() -> None:
+    """With the prompt that the base model has never seen."""
     figure, axes = three_panels()
+    panels = {"response_length": 1, "reflection_rate": 100}
     for p, colour in {"0": COLOURS[0], "0.5": COLOURS[1]}.items():
-        of = [evaluated(rows) for rows in seeds(f"whipping/p{p}")]
+        of = [evaluated(rows) for rows in seeds(f"whipping/p{p}-equals")]
         steps = [row["step"] for row in of[0]]
-        for ax, key, scale in zip(
-            axes, ("response_length", "reflection_rate"), (1, 100), strict=False
-        ):
+        for ax, (key, scale) in zip(axes, panels.items(), strict=False):
             values = [
-                [scale * row[f"eval/{key}"] for row in rows] for rows in zip(*of, strict=True)
+                [scale * row[f"eval/{key}"] for row in step] for step in zip(*of, strict=True)
             ]
             mean_and_range(ax, steps, values, colour, f"p = {p}")
     axes[0].set(title="Response length", ylabel="tokens")
@@ -564,10 +499,10 @@ def figure_whipping() -> None:
     for ax in axes[:2]:
         ax.set(xlabel="training step", ylim=(0, None))
     quarters = [1, 2, 3, 4]
-    for kind, colour in {"": COLOURS[1], "-limit40": COLOURS[2]}.items():
+    for (kind, title), colour in zip(WHIPPING.items(), COLOURS[2:], strict=False):
         of = seeds(f"whipping/p0.5{kind}")
         values = [[mean_of(rows, f"ratio_mean/quarter{q}") for rows in of] for q in quarters]
-        mean_and_range(axes[2], quarters, values, colour, WHIPPING[kind])
+        mean_and_range(axes[2], quarters, values, colour, title)
     axes[2].set(title="Ratio along the response, p = 0.5", ylabel="mean ratio", xticks=quarters)
     axes[2].set(xlabel="quarter of the response")
     save(figure, "whipping.png")
