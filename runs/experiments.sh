@@ -98,6 +98,9 @@ paper() {
   add no-kl-convex "$paper" $rate --kl_convex off
   add no-reincarnation "$paper" $rate --reincarnation_step 0
   add mix-ppg "$paper" $utd --kl_convex off --reincarnation_step 0
+  # The rate that 60 steps chose for m = 1 is too high for 350: at the full method's, too
+  add no-utd-full-rate "$paper" $rate --utd_ratio 1
+  add mix-ppg-full-rate "$paper" $rate --utd_ratio 1 --kl_convex off --reincarnation_step 0
   add ppo "$paper" "$plain" --lr "${lr[paper-ppo]}"
   add ppo-m2 "$paper" "$passes 2" --reincarnation_step 0 --lr "${lr[paper-ppo-m2]}"
   # 60 steps sample what the 100 mixing ones do
