@@ -5,7 +5,8 @@
     python plot.py "ReMix=runs/methods.jsonl:remix-ppo" PPO=out/mine --panel rollouts --title "Mine"
 
 Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks
-good on one of the three can look bad on another. Bottom: response length, self-reflection and the
+good on one of the three can look bad on another (`--panel tokens`: against the tokens of all
+updates). Bottom: response length, self-reflection and the
 effective sample size by data age, against steps (`ess`, between 0 and 1; the mean ratio is 1 until
 a single token makes it 70). Folders NAME-seedN are seeds of one line NAME: the line is their mean,
 the band their minimum and maximum, over the steps that all of them have; where some go on alone
@@ -184,19 +185,22 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
+def tokens_trained(rows: Iterable[dict]) -> list[int]:
+    """The tokens of all updates so far, prompts included, at each row."""
+    return list(accumulate(row.get("tokens_backward", 0) for row in rows))
+
+
 def cost_to(runs: list[list[dict]], percent: float) -> str:
     """Mean rollouts / gradient steps / thousands of tokens trained on / seconds until the first
     evaluation at or above the mark."""
-    found = []
-    for rows in runs:
-        tokens = accumulate(row.get("tokens_backward", 0) for row in rows)
-        found += [
-            next(
-                ((row["rollouts"], row["gradient_steps"], n / 1000, row["seconds"])
-                 for row, n in zip(rows, tokens, strict=True)
-                 if 100 * row.get("eval/pass@1", -1) >= percent), None,
-            )
-        ]  # fmt: skip
+    found = [
+        next(
+            ((row["rollouts"], row["gradient_steps"], n / 1000, row["seconds"])
+             for row, n in zip(rows, tokens_trained(rows), strict=True)
+             if 100 * row.get("eval/pass@1", -1) >= percent), None,
+        )
+        for rows in runs
+    ]  # fmt: skip
     if None in found:
         return f"{len(found) - found.count(None)} of {len(found)} seeds"
     means = map(fmean, zip(*found, strict=True))
@@ -245,9 +249,10 @@ def reincarnation(config: dict, rows: Rows) -> int | None:
 
 def curve(rows: Rows, x: str, y: str, scale: float = 1) -> dict[int, tuple[float, float]]:
     """step -> (x, y) where the run has both; tokens are those of all updates so far."""
-    if x == "tokens":
-        tokens = accumulate(row.get("tokens_backward", 0) for _, row in sorted(rows.items()))
-        rows = {s: row | {x: n} for (s, row), n in zip(sorted(rows.items()), tokens, strict=True)}
+    if x == "tokens" and any("tokens_backward" in row for row in rows.values()):
+        in_order = sorted(rows.items())
+        tokens = tokens_trained(row for _, row in in_order)
+        rows = {s: row | {x: n} for (s, row), n in zip(in_order, tokens, strict=True)}
     has = {step: row for step, row in sorted(rows.items()) if row.get(y) is not None}
     # Step 0, the base model's evaluation, has used nothing yet.
     return {

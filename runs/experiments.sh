@@ -7,7 +7,7 @@
 # Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
 # JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
-# runs/, so it makes the runs again; DRY=1 prints the commands and runs nothing. PYTHON=python3 runs
+# runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and runs nothing. PYTHON=python3 runs
 # with that one and installs nothing; SMOLLM=FOLDER has the language model of smollm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -71,8 +71,8 @@ tune() {
 }
 
 # ReMix-PPO and ReMix-GRPO against PPO and GRPO, each at its own rate, about 2,450 rollouts each. The
-# control makes as many passes without replay: 7 steps sample what ReMix's 12 mixing steps do, then
-# m = 1.
+# control makes m passes without replay: 7 steps sample about what ReMix's 12 mixing steps do (896
+# and 921 responses), then m = 1.
 methods() {
   local m algo
   for algo in ppo grpo; do
@@ -85,7 +85,7 @@ methods() {
   done
 }
 
-# A task that PPO has not finished after the paper's 350 steps, looked for with PPO alone.
+# The task of the paper's schedule, looked for with PPO alone: it must leave room after 350 steps.
 variants() { add slip0.9 "$paper" "$plain" --lr 3e-4; }
 
 # The paper's ablation on the paper's schedule: p = 0.4, N = 2, m = 2, T = 100 (and 50), lambda from
@@ -98,7 +98,7 @@ paper() {
   add no-kl-convex "$paper" $rate --kl_convex off
   add no-reincarnation "$paper" $rate --reincarnation_step 0
   add mix-ppg "$paper" $utd --kl_convex off --reincarnation_step 0
-  # The rate that 60 steps chose for m = 1 is too high for 350: at the full method's, too
+  # tune chose another rate for replay with m = 1: at the full method's, too
   add no-utd-full-rate "$paper" $rate --utd_ratio 1
   add mix-ppg-full-rate "$paper" $rate --utd_ratio 1 --kl_convex off --reincarnation_step 0
   add ppo "$paper" "$plain" --lr "${lr[paper-ppo]}"

@@ -42,7 +42,8 @@ from plot import (  # noqa: E402
     markdown,
     read_experiment,
     spread,
-)  # fmt: skip
+    tokens_trained,
+)
 from plot import value_at as at  # noqa: E402
 from siblings import LOSSES  # noqa: E402
 
@@ -57,10 +58,10 @@ ACCURACY, SHAPE = [f"at {EARLY} rollouts", f"at {LATE:,}"], ["length", "reflecti
 METHODS = {
     "remix-ppo": "ReMix-PPO",
     "ppo": "PPO",
-    **{f"ppo-m{m}": f"PPO, m = {m}, no replay" for m in (2, 3, 4)},
+    **{f"ppo-m{m}": f"PPO, m = {m} for 7 steps, no replay" for m in (2, 3, 4)},
     "remix-grpo": "ReMix-GRPO",
     "grpo": "GRPO",
-    **{f"grpo-m{m}": f"GRPO, m = {m}, no replay" for m in (2, 3, 4)},
+    **{f"grpo-m{m}": f"GRPO, m = {m} for 7 steps, no replay" for m in (2, 3, 4)},
 }
 FIRST = {  # the README's figure
     "remix-ppo": "ReMix-PPO",
@@ -77,7 +78,7 @@ PAPER = {
     "no-utd-full-rate": "without UTD, at the full method's rate",
     "mix-ppg-full-rate": "plain Mix-PPG, at the full method's rate",
     "ppo": "PPO",
-    "ppo-m2": "PPO, m = 2, no replay",
+    "ppo-m2": "PPO, m = 2 throughout, no replay",
     "ppo-m3": "PPO, m = 3 for 60 steps, no replay",
 }
 CLIPS = {
@@ -124,13 +125,14 @@ OTHERS = {
     "siblings/skipped1": "`--skipped_layers 1`, of three (Nested-ReFT)",
 }
 
-END, LONGEST = "end", "length"  # of a claim, beside a number of rollouts
+END, LENGTH = "end", "length"  # of a claim, beside a number of rollouts
 # What is claimed: the first run is above the second, in pass@1 after so many rollouts, at the END
 # of both, or in the length of its responses when mixing ends
 CLAIMS = {
     "paper": [  # the paper's own, on its own schedule
         ("ReMix-PPO is above PPO, early", "paper/full", "paper/ppo", MIXED),
-        ("… and at equal rollouts, late", "paper/full", "paper/ppo", WHOLE),
+        ("… later", "paper/full", "paper/ppo", ONLY_MIXED),
+        ("… and late", "paper/full", "paper/ppo", WHOLE),
         ("… with T = 50, early", "paper/T50", "paper/ppo", MIXED),
         ("… with T = 50, late", "paper/T50", "paper/ppo", WHOLE),
         ("without UTD it is lower, early", "paper/full", "paper/no-utd", MIXED),
@@ -138,16 +140,21 @@ CLAIMS = {
         ("… at the full method's rate", "paper/full", "paper/no-utd-full-rate", END),
         ("without KL-Convex it is lower", "paper/full", "paper/no-kl-convex", END),
         ("without reincarnation it is lower", "paper/full", "paper/no-reincarnation", END),
+        ("… at equal rollouts", "paper/full", "paper/no-reincarnation", ONLY_MIXED),
         ("plain Mix-PPG is lower", "paper/full", "paper/mix-ppg", END),
         ("… at the full method's rate", "paper/full", "paper/mix-ppg-full-rate", END),
         ("without reincarnation it ends below PPO", "paper/ppo", "paper/no-reincarnation", END),
+        ("… at equal rollouts", "paper/ppo", "paper/no-reincarnation", ONLY_MIXED),
         ("plain Mix-PPG ends below PPO", "paper/ppo", "paper/mix-ppg", END),
         ("… at PPO's rate", "paper/ppo", "paper/mix-ppg-full-rate", END),
-        ("replay makes responses shorter", "paper/ppo-m2", "paper/no-reincarnation", LONGEST),
+        ("… at PPO's rate and equal rollouts", "paper/ppo", "paper/mix-ppg-full-rate", ONLY_MIXED),
+        ("replay makes responses shorter", "paper/ppo-m2", "paper/no-reincarnation", LENGTH),
     ],
     "control": [  # replay against as many passes over fresh data
         ("ReMix-PPO is above PPO, early", "methods/remix-ppo", "methods/ppo", EARLY),
         ("… and late", "methods/remix-ppo", "methods/ppo", LATE),
+        ("ReMix-PPO is above PPO with m = 2, early", "methods/remix-ppo", "methods/ppo-m2", EARLY),
+        ("… and late", "methods/remix-ppo", "methods/ppo-m2", LATE),
         ("ReMix-PPO is above PPO with m = 3, early", "methods/remix-ppo", "methods/ppo-m3", EARLY),
         ("… and late", "methods/remix-ppo", "methods/ppo-m3", LATE),
         ("ReMix-PPO is above PPO with m = 4, early", "methods/remix-ppo", "methods/ppo-m4", EARLY),
@@ -164,7 +171,8 @@ CLAIMS = {
          "methods/remix-grpo", "methods/grpo-m4", EARLY),
         ("… and late", "methods/remix-grpo", "methods/grpo-m4", LATE),
         ("at u = 5 Mix-PPG is above passes alone", "reuse/replay5", "reuse/passes5", END),
-        ("… at u = 8", "reuse/replay8", "reuse/passes8", END),
+        ("… with PPO's clip around π_b", "reuse/replay5-ppo", "reuse/passes5", END),
+        ("at u = 8 Mix-PPG is above passes alone", "reuse/replay8", "reuse/passes8", END),
         ("… at u = 12", "reuse/replay12", "reuse/passes12", END),
         ("at u = 5, both with β = 0.1", "reuse/replay5-beta0.1", "reuse/passes5-beta0.1", END),
         ("… at u = 8", "reuse/replay8-beta0.1", "reuse/passes8-beta0.1", END),
@@ -176,6 +184,8 @@ CLAIMS = {
         ("at u = 12 KL-Convex with β = 0.1 helps Mix-PPG",
          "reuse/replay12-beta0.1", "reuse/replay12", END),
         ("… and passes alone", "reuse/passes12-beta0.1", "reuse/passes12", END),
+        ("u = 8 with β = 0.1 is above five passes alone",
+         "reuse/replay8-beta0.1", "reuse/passes5", END),
         ("at u = 12 reincarnation half-way helps Mix-PPG",
          "reuse/replay12-T18", "reuse/replay12", END),
     ],
@@ -254,11 +264,11 @@ def table_paper() -> str:
         of = seeds(full := f"paper/{name}")
         cells = [accuracy(full, n) for n in (MIXED, ONLY_MIXED, WHOLE)]
         ends = [rows[-1] for rows in of]
-        tokens = fmean(sum(row.get("tokens_backward", 0) for row in rows) for rows in of)
+        tokens = fmean(tokens_trained(rows)[-1] for rows in of)
         cells += [spread([100 * row["eval/pass@1"] for row in ends])]
         cells += [f"{ends[0]['rollouts']:,} / {ends[0]['gradient_steps']:,} / {tokens / 1e6:.1f}M"]
-        shape = {"eval/response_length": 1, "eval/reflection_rate": 100}
-        cells += [f"{scale * fmean(row[key] for row in ends):.0f}" for key, scale in shape.items()]
+        more = {"eval/response_length": 1, "eval/reflection_rate": 100}
+        cells += [f"{scale * fmean(row[key] for row in ends):.0f}" for key, scale in more.items()]
         lines.append([f"{title} (lr {rate(full)})", *cells])
     heads = [f"at {n:,} rollouts" for n in (MIXED, ONLY_MIXED, WHOLE)]
     cost = "rollouts / gradient steps / tokens"
@@ -269,13 +279,13 @@ def measured(name: str, where: int | str) -> list[float]:
     """Of each seed, what a claim is about."""
     if where == END:
         return [100 * evaluated(rows)[-1]["eval/pass@1"] for rows in seeds(name)]
-    if where == LONGEST:
+    if where == LENGTH:
         return [at(rows, MIXED, "eval/response_length") for rows in seeds(name)]
     return accuracies(name, where)
 
 
 def by_chance(high: list[float], low: list[float]) -> float:
-    """p of the exact one-sided permutation test: of all ways to deal these seeds out into two such
+    """p of the exact one-sided permutation test. Of all ways to deal these seeds out into two such
     groups, the share whose first mean is as far above the second, or farther."""
     both = [*high, *low]
     dealt = [sum(of) for of in itertools.combinations(both, len(high))]
@@ -295,12 +305,12 @@ def table_claims(which: str) -> str:
         high, low = measured(one, where), measured(other, where)
         verdict = told(high, low, "**holds**", "**does not**", "cannot be told")
         place = f"{where:,} rollouts" if isinstance(where, int) else "the end"
-        place = f"tokens at {MIXED:,} rollouts" if where == LONGEST else place
+        place = f"tokens at {MIXED:,} rollouts" if where == LENGTH else place
         names = f"`{one}`, `{other.partition('/')[2]}`"
         lines.append(
             [claim, verdict, spread(high), spread(low), f"{by_chance(high, low):.3f}", place, names]
         )
-    return markdown(["claim", "", "first", "second", "p", "at", "rows"], lines)
+    return markdown(["claim", "", "first", "second", "chance", "at", "rows"], lines)
 
 
 def table_whipping() -> str:
@@ -401,12 +411,13 @@ def table_exercises() -> str:
 
 
 def table_siblings() -> str:
-    """Each accuracy with "above" or "below" where ReMix-GRPO's is told from it (by_chance)."""
+    """Each accuracy with "above" or "below" where it is told from ReMix-GRPO's on the same problems
+    (by_chance)."""
     lines = []
     for name, title in OTHERS.items():
-        cells = []
+        cells, few = [], "32 problems" in title
         for n in (EARLY, LATE):
-            ours = accuracies("methods/remix-grpo", n)
+            ours = accuracies("siblings/replay-window" if few else "methods/remix-grpo", n)
             cells.append(
                 accuracy(name, n) + told(accuracies(name, n), ours, " above", " below", "")
             )
@@ -513,9 +524,9 @@ def figure_whipping() -> None:
     save(figure, "whipping.png")
 
 
-def draw_reuse(ax, ways: list[str]) -> None:
+def draw_reuse(ax, ways: list[str], colours: list[str] = COLOURS) -> None:
     """pass@1 after 900 responses against u."""
-    for way, colour in zip(ways, COLOURS, strict=False):
+    for way, colour in zip(ways, colours, strict=False):
         ends = [[100 * at(rows, 900) for rows in seeds(f"reuse/{x}")] for x in REUSES[way].values()]
         mean_and_range(ax, list(REUSES[way]), ends, colour, way)
     ax.set(xlabel="passes over each response, u", ylabel="pass@1 after 900 responses [%]")
@@ -539,15 +550,10 @@ def figure_first() -> None:
     axes[0].legend(
         handles=[Line2D([], [], color=c, label=t) for t, c in zip(first, COLOURS, strict=False)]
     )
-    ways = ["replay, Mix-PPG", "replay, PPO's clip around π_b", "passes alone"]
-    draw_reuse(axes[1], [*ways, "replay, Mix-PPG, β = 0.1"])
+    ways = ["replay, Mix-PPG", "replay, Mix-PPG, β = 0.1", "replay, PPO's clip around π_b"]
+    draw_reuse(axes[1], [*ways, "passes alone"], [COLOURS[i] for i in (0, 3, 5, 2)])
     axes[1].set_title("How often may a response be used?", loc="left", fontweight="bold")
     save(figure, "first.png")
-
-
-def figure_smollm() -> None:
-    of = {title: runs(f"smollm/{name}-lr2e-6") for name, title in SMOLLM.items()}
-    draw_runs(of, FIGURES / "smollm.png", ["rollouts", "tokens", "length"])
 
 
 def figure_siblings() -> None:
