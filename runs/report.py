@@ -81,6 +81,14 @@ PAPER = {
     "ppo-m2": "PPO, m = 2 throughout, no replay",
     "ppo-m3": "PPO, m = 3 for 60 steps, no replay",
 }
+DRAWN = {  # of PAPER
+    "full": "ReMix-PPO",
+    "no-reincarnation": "no reincarnation",
+    "mix-ppg": "Mix-PPG, lr 3e-4",
+    "mix-ppg-full-rate": "Mix-PPG, lr 1e-4",
+    "ppo": "PPO",
+    "ppo-m3": "PPO, m = 3",
+}
 CLIPS = {
     "methods/remix-ppo": "Mix-PPG, centre c",
     "clip/ppo": "centre 1 (PPO around π_b)",
@@ -594,10 +602,7 @@ def figures() -> None:
         of = {name: title for name, title in METHODS.items() if algo in name}
         panels = ["rollouts", "steps", "tokens"]
         draw_runs(existing(of, "methods/"), FIGURES / f"methods_{algo}.png", panels)
-    panels = ["rollouts", "length", "reflection"]
-    drawn = ["full", "no-reincarnation", "mix-ppg", "ppo", "ppo-m3"]
-    of = existing({name: PAPER[name] for name in drawn}, "paper/")
-    draw_runs(of, FIGURES / "paper.png", panels)
+    draw_runs(existing(DRAWN, "paper/"), FIGURES / "paper.png", ["rollouts", "steps", "length"])
     draw_runs({"bash train.sh": runs("start/tiny-ppo")}, FIGURES / "start.png")
     for name, make in globals().items():
         if name.startswith("figure_"):
