@@ -6,12 +6,12 @@
 
 Top: pass@1 against rollouts, gradient steps and training wall time, because a method that looks
 good on one of the three can look bad on another (`--panel tokens`: against the tokens of all
-updates). Bottom: response length, self-reflection and the
-effective sample size by data age, against steps (`ess`, between 0 and 1; the mean ratio is 1 until
-a single token makes it 70). Folders NAME-seedN are seeds of one line NAME: the line is their mean,
-the band their minimum and maximum, over the steps that all of them have; where some go on alone
-they are drawn thin. A single run's band is the 95 % interval of its pass@1. Runs with --reward have
-their mean reward in its place.
+updates). Bottom: response length, self-reflection and the effective sample size by data age,
+against steps (`ess`, between 0 and 1; the mean ratio is 1 until a single token makes it 70).
+Folders NAME-seedN are seeds of one line NAME: the line is their mean, the band their minimum and
+maximum, over the steps that all of them have; where some go on alone they are drawn thin. A single
+run's band is the 95 % interval of its pass@1. Runs with --reward have their mean reward in its
+place.
 """
 
 import argparse

@@ -7,8 +7,9 @@
 # Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
 # JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
-# runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and runs nothing. PYTHON=python3 runs
-# with that one and installs nothing; SMOLLM=FOLDER has the language model of smollm.
+# runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and
+# runs nothing. PYTHON=python3 runs with that one and installs nothing; SMOLLM=FOLDER has the
+# language model of smollm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 known="tune methods variants paper reuse clip siblings whipping lora smollm"
@@ -70,9 +71,9 @@ tune() {
   for m in 2 3; do at_three paper-ppo-m$m "$paper" "$passes $m" --reincarnation_step 0; done
 }
 
-# ReMix-PPO and ReMix-GRPO against PPO and GRPO, each at its own rate, about 2,450 rollouts each. The
-# control makes m passes without replay: 7 steps sample about what ReMix's 12 mixing steps do (896
-# and 921 responses), then m = 1.
+# ReMix-PPO and ReMix-GRPO against PPO and GRPO, each at its own rate, about 2,450 rollouts each.
+# The control makes m passes without replay: 7 steps sample about what ReMix's 12 mixing steps do
+# (896 and 921 responses), then m = 1.
 methods() {
   local m algo
   for algo in ppo grpo; do
@@ -107,7 +108,7 @@ paper() {
   add ppo-m3 "$paper" "$passes 3" --reincarnation_step 60 --lr "${lr[paper-ppo-m3]}"
 }
 
-# The clip of ReMix-PPO: around the behaviour policy, AReaL's decoupled form, GePPO's width; V-trace.
+# ReMix-PPO's clip: around the behaviour policy, AReaL's decoupled form, GePPO's width; V-trace.
 clip() {
   local loss rate="--lr ${lr[remix-ppo]}"
   for loss in ppo decoupled_ppo; do add "$loss" "$ppo" $rate --loss $loss; done
@@ -173,11 +174,12 @@ smollm() {
   done
 }
 
-# How often may a response be used? u passes over each, 900 responses, 28 u gradient steps, one rate:
-# passes over fresh data alone (m = u), or replay (m = 2, p = 1 - 2 / u, N as large as it takes) by
+# How often may a response be used? u passes over each, 900 responses, about 28 u gradient steps,
+# one rate: passes over fresh data alone (m = u), or replay (m = 2, p = 1 - 2 / u, N as large as it takes) by
 # Mix-PPG, PPO's clip around pi_b, the decoupled form, and Mix-PPG with more KL-Convex.
 reuse() {
-  local u p N steps T beta fresh reuse="$ppo --lr 3e-4 --reincarnation_step 0 --no_eval_first --eval_n 8"
+  local u p N steps T beta fresh reuse="$ppo --lr 3e-4 --reincarnation_step 0"
+  reuse+=" --no_eval_first --eval_n 8"
   for u in 1 2 3 5 8 12; do
     fresh="$reuse --steps 7 --eval_every 4 --off_policy_ratio 0 --utd_ratio $u"
     add "passes$u" "$fresh" --kl_convex off

@@ -273,7 +273,7 @@ def table_paper() -> str:
         cells = [accuracy(full, n) for n in (MIXED, ONLY_MIXED, WHOLE)]
         ends = [rows[-1] for rows in of]
         tokens = fmean(tokens_trained(rows)[-1] for rows in of)
-        cells += [spread([100 * row["eval/pass@1"] for row in ends])]
+        cells += [spread(measured(full, END))]
         cells += [f"{ends[0]['rollouts']:,} / {ends[0]['gradient_steps']:,} / {tokens / 1e6:.1f}M"]
         more = {"eval/response_length": 1, "eval/reflection_rate": 100}
         cells += [f"{scale * fmean(row[key] for row in ends):.0f}" for key, scale in more.items()]
@@ -379,8 +379,7 @@ def table_reuse() -> str:
     """pass@1 after some 900 responses."""
     uses, lines = (1, 2, 3, 3.3, 5, 8, 12), []
     for way, names in REUSES.items():
-        of = {u: seeds(f"reuse/{name}") for u, name in names.items()}
-        ends = {u: spread([100 * rows[-1]["eval/pass@1"] for rows in of[u]]) for u in of if of[u]}
+        ends = {u: spread(measured(f"reuse/{name}", END)) for u, name in names.items()}
         lines.append([way, *(ends.get(u, "") for u in uses)])
     return markdown(["", *(f"u = {u}" for u in uses)], lines)
 
@@ -393,7 +392,7 @@ def table_reuse_eight() -> str:
         of = [evaluated(rows) for rows in seeds(f"reuse/{name}")]
         moved = [spread([100 * at(rows, n) for rows in of]) for n in (450, 900)]
         later = max(rows[-1]["rollouts"] for rows in of) > 1000
-        moved += [spread([100 * rows[-1]["eval/pass@1"] for rows in of]) if later else ""]
+        moved += [spread(measured(f"reuse/{name}", END)) if later else ""]
         more = {"eval/pass@8": 100, "eval/response_length": 1, "entropy": 1}
         cells = [fmean(scale * rows[-1][key] for rows in of) for key, scale in more.items()]
         old = [
@@ -533,9 +532,9 @@ def figure_whipping() -> None:
 
 
 def draw_reuse(ax, ways: list[str], colours: list[str] = COLOURS) -> None:
-    """pass@1 after 900 responses against u."""
+    """pass@1 after some 900 responses, as in table_reuse, against u."""
     for way, colour in zip(ways, colours, strict=False):
-        ends = [[100 * at(rows, 900) for rows in seeds(f"reuse/{x}")] for x in REUSES[way].values()]
+        ends = [measured(f"reuse/{name}", END) for name in REUSES[way].values()]
         mean_and_range(ax, list(REUSES[way]), ends, colour, way)
     ax.set(xlabel="passes over each response, u", ylabel="pass@1 after 900 responses [%]")
     uses = [1, 2, 3.3, 5, 8, 12]
