@@ -175,8 +175,9 @@ smollm() {
 }
 
 # How often may a response be used? u passes over each, 900 responses, about 28 u gradient steps,
-# one rate: passes over fresh data alone (m = u), or replay (m = 2, p = 1 - 2 / u, N as large as it takes) by
-# Mix-PPG, PPO's clip around pi_b, the decoupled form, and Mix-PPG with more KL-Convex.
+# one rate: passes over fresh data alone (m = u), or replay (m = 2, p = 1 - 2 / u, N as large as it
+# takes) by Mix-PPG, PPO's clip around pi_b, the decoupled form, and Mix-PPG with more KL-Convex or
+# with reincarnation half-way and at the end.
 reuse() {
   local u p N steps T beta fresh reuse="$ppo --lr 3e-4 --reincarnation_step 0"
   reuse+=" --no_eval_first --eval_n 8"
