@@ -10,6 +10,7 @@ changes, so a new seed is one line in a diff. The others are sorted by name and 
     seed, commit, command (of logs/FOLDER.txt beside the folder), note (what else there is to say)
     config   what differs from the first line; null: a setting that the run does not have
     metrics  metric -> its value at each logged step, null where it has none
+    samples  with --samples: the responses kept of each evaluation, step -> list (kept.py)
 
 plot.read_experiment reads it.
 """
@@ -46,6 +47,17 @@ def as_line(name: str, run: Run, shared: dict, command: str, note: str = "") -> 
     return line
 
 
+def samples_of(folder: Path) -> dict[str, list[dict]]:
+    """step -> the first response to some problems, the same at each evaluation."""
+    samples = {}
+    for line in (folder / "responses.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "evaluation":
+            one = {key: row[key] for key in ("problem", "text", "gold", "reward")}
+            samples.setdefault(str(row["step"]), []).append(one)
+    return samples
+
+
 def command_of(folder: Path) -> str:
     """The first line `$ COMMAND` of the run's log; empty where there is no log."""
     log = folder.parent / "logs" / f"{folder.name}.txt"
@@ -61,7 +73,9 @@ def write(file: Path, shared: dict, lines: list[dict]) -> None:
     os.replace(new, file)  # a kill leaves the old file whole
 
 
-def collect(file: Path, folders: list[Path], command: str = "", note: str = "") -> None:
+def collect(
+    file: Path, folders: list[Path], command: str = "", note: str = "", samples: bool = False
+) -> None:
     """ValueError for a run that has not reached its last step."""
     shared, *lines = map(json.loads, file.read_text().splitlines()) if file.exists() else [None]
     shared = shared and shared["config"]
@@ -75,6 +89,7 @@ def collect(file: Path, folders: list[Path], command: str = "", note: str = "") 
             shared = {k: v for k, v in config.items() if k not in ("out", "seed", "git_commit")}
         name = re.sub(r"-seed\d+$", "", folder.name)
         line = as_line(name, (rows, config), shared, command or command_of(folder), note)
+        line |= dict(samples=samples_of(folder)) if samples else {}
         kept[name, line["seed"]] = line
     write(file, shared, list(kept.values()))
 
@@ -87,10 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a finished run")
     parser.add_argument("--command", default="", help="how it was started, if no log says it")
     parser.add_argument("--note", default="", help="a remark that stays with the run")
+    parser.add_argument("--samples", action="store_true", help="keep some responses")
     args = parser.parse_args(argv)
     args.file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        collect(args.file, [folder.resolve() for folder in args.folders], args.command, args.note)
+        folders = [folder.resolve() for folder in args.folders]
+        collect(args.file, folders, args.command, args.note, args.samples)
     except ValueError as error:
         raise SystemExit(f"collect.py: {error}") from None
 

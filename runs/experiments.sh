@@ -9,7 +9,7 @@
 # JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
 # runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and
 # runs nothing. PYTHON=python3 runs with that one and installs nothing; SMOLLM=FOLDER has the
-# language model of smollm.
+# language model of smollm (runs/smollm.py makes it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 known="tune methods variants paper reuse clip siblings whipping lora smollm"
@@ -162,11 +162,12 @@ lora() {
 }
 
 # A language model of 135M, by its recipe: ReMix-GRPO, GRPO, and GRPO with as many passes in the
-# first phase; two rates each, about 2,450 rollouts.
+# first phase, about 2,450 rollouts. Three seeds at the recipe's rate, fewer at those around it.
 smollm() {
   local rate smollm="--recipe smollm --algo grpo ${SMOLLM:+--model $SMOLLM} --engine hf"
+  local -A rates=([0]="5e-6 2e-6 1e-5" [1]="5e-6 2e-6")
   smollm+=" --tokens_per_micro_batch 2048 --save_every 1000"
-  for rate in 2e-6 5e-6; do
+  for rate in ${rates[$seed]:-5e-6}; do
     add "remix-lr$rate" "$smollm" --lr $rate
     add "grpo-m3-lr$rate" "$smollm" --lr $rate --off_policy_ratio 0 --utd_ratio 3 \
       --kl_convex off --reincarnation_step 7 --steps 19
@@ -209,10 +210,11 @@ reuse() {
 
 declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [variants]=0 [paper]="0 1 2"
   [reuse]="0 1 2" [clip]="0 1 2" [siblings]="0 1 2" [whipping]="0 1 2 3 4" [lora]="0 1 2"
-  [smollm]="0 1")
+  [smollm]="0 1 2")
 
 one_run() { # EXPERIMENT NAME SEED FLAGS...
   local experiment=$1 name=$2 seed=$3 folder=$OUT/$1/$2-seed$3 log=$OUT/$1/logs/$2-seed$3.txt
+  local samples
   shift 3
   grep -qs "^{\"name\":\"$name\",\"seed\":$seed," "$RUNS/$experiment.jsonl" && return
   mkdir -p "${log%/*}"
@@ -221,7 +223,8 @@ one_run() { # EXPERIMENT NAME SEED FLAGS...
   echo "\$ python remix.py $* --out $folder" >> "$log"
   $python remix.py "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
     { echo "$name-seed$seed FAILED: see $log"; return; }
-  flock "$OUT/lock" $python runs/collect.py "$RUNS/$experiment.jsonl" "$folder"
+  [ "$experiment" != smollm ] || samples=--samples
+  flock "$OUT/lock" $python runs/collect.py "$RUNS/$experiment.jsonl" "$folder" ${samples:-}
   rm -rf "$folder/checkpoints" "$folder/model" "$folder/curve.png"
   echo "$name-seed$seed: $(grep 'pass@1' "$log" | tail -n 1)"
 }

@@ -255,3 +255,21 @@ def test_a_run_that_stopped_is_not_collected(tmp_path):
     with pytest.raises(SystemExit, match="stopped at step 1"):
         collect.main([str(file), str(make_run(tmp_path / "a-seed0", 0, last=1))])
     assert not file.exists()
+
+
+def test_samples_are_the_responses_of_each_evaluation(tmp_path):
+    folder = make_run(tmp_path / "a-seed0", 0)
+    said = dict(problem="1 + 1", gold="2", length=3, finished=True, answer="2", format=True)
+    rows = [
+        dict(step=0, kind="evaluation", text="3", reward=0.0) | said,
+        dict(step=1, kind="fresh", text="trained on", reward=0.0),
+        dict(step=2, kind="evaluation", text="2", reward=1.0) | said,
+    ]
+    (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "x.jsonl"
+    collect.main([str(file), str(folder), "--samples"])
+    problem = dict(problem="1 + 1", gold="2")
+    assert json.loads(file.read_text().splitlines()[1])["samples"] == {
+        "0": [problem | dict(text="3", reward=0.0)],
+        "2": [problem | dict(text="2", reward=1.0)],
+    }
