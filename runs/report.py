@@ -178,6 +178,12 @@ CLAIMS = {
         ("ReMix-GRPO is above GRPO with m = 4, early",
          "methods/remix-grpo", "methods/grpo-m4", EARLY),
         ("… and late", "methods/remix-grpo", "methods/grpo-m4", LATE),
+        ("ReMix-GRPO is above GRPO with SmolLM2, early",
+         "smollm/remix-lr5e-6", "smollm/grpo-lr5e-6", EARLY),
+        ("… and late", "smollm/remix-lr5e-6", "smollm/grpo-lr5e-6", LATE),
+        ("ReMix-GRPO is above GRPO with m = 3 with SmolLM2, early",
+         "smollm/remix-lr5e-6", "smollm/grpo-m3-lr5e-6", EARLY),
+        ("… and late", "smollm/remix-lr5e-6", "smollm/grpo-m3-lr5e-6", LATE),
         ("at u = 5 Mix-PPG is above passes alone", "reuse/replay5", "reuse/passes5", END),
         ("… with PPO's clip around π_b", "reuse/replay5-ppo", "reuse/passes5", END),
         ("at u = 8 Mix-PPG is above passes alone", "reuse/replay8", "reuse/passes8", END),
@@ -365,14 +371,33 @@ def table_lora() -> str:
 
 
 def table_smollm() -> str:
+    """Cost: of a whole run, in the mean over the seeds."""
     lines = []
     for name, title in SMOLLM.items():
-        for lr in ("2e-6", "5e-6"):
+        for lr in ("2e-6", "5e-6", "1e-5"):
             if of := seeds(full := f"smollm/{name}-lr{lr}"):
                 length = spread([rows[-1]["eval/response_length"] for rows in of])
                 cells = [spread(accuracies(full, n)) for n in (0, EARLY, LATE)]
-                lines.append([title, lr, str(len(of)), *cells, length])
-    return markdown(["", "lr", "seeds", "before", *ACCURACY, "length"], lines)
+                tokens = fmean(tokens_trained(rows)[-1] / 1000 for rows in of)
+                seconds = fmean(rows[-1]["seconds"] for rows in of)
+                cost = f"{of[0][-1]['gradient_steps']} / {tokens:,.0f}k / {seconds:,.0f} s"
+                lines.append([title, lr, str(len(of)), *cells, length, cost])
+    cost = "gradient steps / tokens / seconds"
+    return markdown(["", "lr", "seeds", "before", *ACCURACY, "length", cost], lines)
+
+
+def table_smollm_samples() -> str:
+    """The problems that every evaluation keeps, of one seed: no choice of ours."""
+    said = {}
+    for line in map(json.loads, (RUNS / "smollm.jsonl").read_text().splitlines()[1:]):
+        if line["name"] in (f"{name}-lr5e-6" for name in SMOLLM) and line["seed"] == 1:
+            said[line["name"].removesuffix("-lr5e-6")] = list(line["samples"].values())
+    lines = []
+    for i, first in enumerate(said["remix"][0]):
+        after = [said[name][-1][i] for name in SMOLLM]
+        right = [f"`{one['text']}`{' ✓' * (one['reward'] == 1)}" for one in (first, *after)]
+        lines.append([f"{first['problem']} = {first['gold']}", *right])
+    return markdown(["", "before", *(f"after {title}" for title in SMOLLM.values())], lines)
 
 
 def table_reuse() -> str:
@@ -460,13 +485,14 @@ def table_gpu(part: str) -> str:
             return value or ""
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
-    lines = []
+    rows = {}  # a case that was run again counts as it was run last
     for card in ("H100", "H200"):
         for row in map(json.loads, open(RESULTS / f"gpu_{card.lower()}.jsonl")):
             first = [name for name in columns if name in row and "cuDNN" not in row["case"]]
             if first and (part == "engine" or columns[0] in row) and of_part in (None, row["part"]):
-                lines.append([card, row["case"], *(cell(row.get(name)) for name in columns)])
-    return markdown(["", "", *columns], lines)
+                cells = [card, row["case"], *(cell(row.get(name)) for name in columns)]
+                rows[card, row["case"]] = cells
+    return markdown(["", "", *columns], list(rows.values()))
 
 
 def table_grader() -> str:
@@ -561,6 +587,11 @@ def figure_first() -> None:
     draw_reuse(axes[1], [*ways, "passes alone"], [COLOURS[i] for i in (0, 3, 5, 2)])
     axes[1].set_title("How often may a response be used?", loc="left", fontweight="bold")
     save(figure, "first.png")
+
+
+def figure_smollm() -> None:
+    of = {f"{name}-lr5e-6": title for name, title in SMOLLM.items()}
+    draw_runs(existing(of, "smollm/"), FIGURES / "smollm.png", ["rollouts", "steps", "length"])
 
 
 def figure_siblings() -> None:

@@ -173,6 +173,18 @@ def test_figure_of_several_runs(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+def test_low_accuracies_fill_their_panel(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    for end in (0.3, 0.5):
+        plot_runs({"run": [make_run(tmp_path / f"{end}", [0.1, end])]}, tmp_path / "curve.png")
+    monkeypatch.undo()
+    tops = [figure.axes[0].get_ylim() for figure in figures]
+    assert tops[0][0] == 0 and 30 < tops[0][1] < 40 and tops[1] == (0, 103)
+    for figure in figures:
+        plt.close(figure)
+
+
 def test_figure_of_a_run_that_never_evaluated_shows_the_reward(tmp_path):
     run = tmp_path / "bare"
     run.mkdir()
