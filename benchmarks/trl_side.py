@@ -4,7 +4,9 @@
 
 Prompts, gold answers and grader are this project's own files (data.py, reward.py). The trainer is
 TRL's, with four methods wrapped in a clock. metrics.jsonl has the field names of remix.py, a line a
-batch of rollouts.
+batch of rollouts; config.json the flags.
+
+    trl_side.py ... --replay_buffer 64    GRPOWithReplayBuffer in GRPO's place (TRL up to 1.13.0)
 """
 
 import argparse
@@ -21,17 +23,19 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import datasets
 import torch
 import transformers
+import trl
 from trl import GRPOConfig, GRPOTrainer
 
 from config import Config
 from data import get_prompt, load_problems
 from eval import sample, summarize
+from metrics import git_commit
 from reward import Grader
 from rollout import HFEngine
 
 
-class TimedTrainer(GRPOTrainer):
-    """Seconds of each phase; what is left of a step is its update."""
+class Timed:
+    """Seconds of each phase; what is left of a step is its update. Before a GRPOTrainer."""
 
     def timed(self, phase: str, method, *args, **kw):
         started = time.perf_counter()
@@ -59,10 +63,19 @@ class TimedTrainer(GRPOTrainer):
 class Log(transformers.TrainerCallback):
     """A line of metrics.jsonl a batch of rollouts, that is every `updates` optimizer steps."""
 
-    def __init__(self, out: Path, rollouts: int, updates: int, evaluate):
+    def __init__(self, out: Path, rollouts: int, updates: int, evaluate, every: int, first: bool):
         self.file = open(out / "metrics.jsonl", "w", buffering=1)
-        self.rollouts, self.updates = rollouts, updates
+        self.rollouts, self.updates, self.every, self.first = rollouts, updates, every, first
         self.seconds, self.row_seconds, self.trainer, self.evaluate = 0.0, 0.0, None, evaluate
+
+    def write(self, row: dict, evaluated: bool) -> None:
+        if evaluated and self.evaluate:  # between two steps, where the clock stands still
+            row |= {f"eval/{k}": v for k, v in self.evaluate(self.trainer.model).items()}
+            print(f"step {row['step']}  pass@1 {100 * row['eval/pass@1']:.1f}%", flush=True)
+        self.file.write(json.dumps(row) + "\n")
+
+    def on_train_begin(self, args, state, control, **kw):
+        self.write(dict(step=0, rollouts=0, gradient_steps=0, seconds=0.0), self.first)
 
     def on_step_begin(self, args, state, control, **kw):
         if state.global_step % self.updates == 0:
@@ -84,9 +97,8 @@ class Log(transformers.TrainerCallback):
         row |= dict(reward=self.trainer.mean_reward, response_length=self.length(metrics))
         row |= {f"tokens_{k}": v for k, v in self.trainer.tokens.items()}
         row |= {f"seconds_{k}": v for k, v in phases.items()}
-        if self.evaluate:  # between two steps, where the clock stands still
-            row["eval/pass@1"] = self.evaluate(self.trainer.model)
-        self.file.write(json.dumps(row) + "\n")
+        last = state.global_step == state.max_steps
+        self.write(row, last or step % self.every == 0)
 
     def length(self, metrics: dict) -> float:
         if metrics["completions/mean_length"]:  # TRL empties its metrics when it logs
@@ -136,15 +148,24 @@ def main() -> None:
     flag("--lr", type=float, default=1e-4)
     flag("--beta", type=float, default=0.0)
     flag("--seed", type=int, default=0)
-    flag("--eval_limit", type=int, default=0, help="held-out problems a batch, 2 samples each")
+    flag("--limit", type=int, default=0, help="of the training problems; 0 = all")
+    flag("--replay_buffer", type=int, default=0, help="groups in GRPOWithReplayBuffer's; 0 = GRPO")
+    flag("--eval_data", default="", help="held-out problems [the test split of --data]")
+    flag("--eval_limit", type=int, default=0, help="held-out problems; 0 = no evaluation")
+    flag("--eval_n", type=int, default=2, help="samples of each")
+    flag("--eval_every", type=int, default=1, help="batches of rollouts")
+    flag("--eval_first", action="store_true", help="the base model, too")
     flag("--canned", help="file of canned responses, in place of sampling")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    config = {k: v for k, v in vars(options).items() if k != "out"}
+    config |= dict(git_commit=git_commit(), trl=trl.__version__)
+    (options.out / "config.json").write_text(json.dumps(config, indent=2))
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     prompts = dict(prompt=options.prompt, max_prompt_tokens=options.max_prompt_tokens)
     answers = get_prompt(options.prompt, tokenizer).format
-    problems, _ = load_problems(options.data, tokenizer, **prompts)
+    problems, _ = load_problems(options.data, tokenizer, limit=options.limit or None, **prompts)
     rows = [dict(prompt=tokenizer.decode(p.prompt_ids), gold=p.gold) for p in problems]
     for row, problem in zip(rows, problems, strict=True):
         seen = tokenizer(row["prompt"])["input_ids"]
@@ -158,27 +179,42 @@ def main() -> None:
         def reward(completions, gold, **kw) -> list[float]:
             return grader.score(completions, gold, answers).rewards
 
-        def pass_at_1(model) -> float:
-            """As remix.py's evaluate: its sampler, seeds and defaults."""
+        def evaluate(model) -> dict:
+            """As remix.py's: its sampler, seeds and defaults."""
             engine.sync(model.state_dict().items())
-            how = dict(n=2, seed=0, max_tokens=options.max_tokens)
+            how = dict(n=options.eval_n, seed=0, max_tokens=options.max_tokens)
             how |= dict(temperature=Config.eval_temperature, top_p=Config.eval_top_p)
             records = sample(engine, tokenizer, held_out, grader, answers, **how)
-            return summarize(records, grader)["pass@1"]
+            return summarize(records, grader)
 
         if options.eval_limit:
             engine = HFEngine(options.model, "float32")
             held = dict(split="test", limit=options.eval_limit)
-            held_out, _ = load_problems(options.data, tokenizer, **prompts, **held)
-        log = Log(options.out, rollouts, options.updates, pass_at_1 if options.eval_limit else None)
-        trainer = TimedTrainer(
+            held_out, _ = load_problems(
+                options.eval_data or options.data, tokenizer, **prompts, **held
+            )
+        when = dict(every=options.eval_every, first=options.eval_first)
+        log = Log(
+            options.out, rollouts, options.updates, evaluate if options.eval_limit else None, **when
+        )
+        Trainer, Settings, more = GRPOTrainer, GRPOConfig, {}
+        if options.replay_buffer:
+            from trl.experimental import grpo_with_replay_buffer as replay
+
+            Trainer, Settings = (
+                replay.GRPOWithReplayBufferTrainer,
+                replay.GRPOWithReplayBufferConfig,
+            )
+            more = dict(replay_buffer_size=options.replay_buffer)
+        trainer = type("TimedTrainer", (Timed, Trainer), {})(
             model=options.model,
             reward_funcs=reward,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer,
             rollout_func=canned(options.canned) if options.canned else None,
             callbacks=[log],
-            args=GRPOConfig(
+            args=Settings(
+                **more,
                 output_dir=str(options.out),
                 model_init_kwargs=dict(dtype="float32", attn_implementation="sdpa"),
                 max_steps=options.steps * options.updates,

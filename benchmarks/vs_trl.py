@@ -18,7 +18,7 @@ smollm     SmolLM2-135M-Instruct on sums, behind one worked example; 4 prompts x
 
 Every run is a process of its own, and the runs of the sides alternate. Seconds are of the steps
 alone: start-up, log and evaluation are outside on both sides; rows of warm-up steps are dropped.
-Peak memory is VmHWM of the training process. TRL gets an environment of its own in out/trl-venv
+Peak memory is VmHWM of the training process. TRL gets an environment of its own in out/trl-*-venv
 (same torch and transformers), made on the first use. The plain rows are remix.py with the flags of
 README's "PPO, GRPO".
 
@@ -42,7 +42,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "out" / "vs_trl"
-VENV = ROOT / "out" / "trl-venv"
 TRL = "1.16.0"
 PINNED = ("transformers", "datasets", "numpy", "sympy", "tyro")  # as in requirements.txt
 
@@ -69,14 +68,15 @@ MICRO_RESPONSES = {"embedded": 32, "uneven": 4, "smollm": 16}
 # ---- TRL's environment ---------------------------------------------------------------------------
 
 
-def make_venv() -> str:
+def make_venv(version: str = TRL) -> str:
     """Path of the Python with TRL; made as install.sh makes the project's."""
-    python, stamp = VENV / "bin" / "python", VENV / f"installed-{TRL}"
+    venv = ROOT / "out" / f"trl-{version}-venv"
+    python, stamp = venv / "bin" / "python", venv / "installed"
     if stamp.exists():
         return str(python)
-    print("installing TRL into out/trl-venv (once) ...", file=sys.stderr)
-    shutil.rmtree(VENV, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    print(f"installing TRL into {venv.relative_to(ROOT)} (once) ...", file=sys.stderr)
+    shutil.rmtree(venv, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     uv = [str(Path(sys.executable).with_name("uv")), *"pip install -q --python".split()]
     uv.append(str(python))
     pip = "-m pip install -q --disable-pip-version-check torch==2.13.0+cpu".split()
@@ -86,7 +86,7 @@ def make_venv() -> str:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines = [line.split("#")[0].strip() for line in lines]
     same = [line for line in lines if line.startswith(PINNED)]
-    subprocess.run([*uv, f"trl=={TRL}", *same], check=True)
+    subprocess.run([*uv, f"trl=={version}", "requests", *same], check=True)
     stamp.touch()
     return str(python)
 

@@ -39,10 +39,17 @@ paper="--model tiny:mending=0,slip_rate=0.9 $common --steps 350 --reincarnation_
 --eval_every 25 --eval_n 2 --algo ppo --prompts_per_step 64 --mini_batch 16"
 plain="--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0" # PPO or GRPO
 passes="--off_policy_ratio 0 --kl_convex off --utd_ratio" # the control: m of them, no replay
+# TRL's own trainers, the outside rows: GRPO, and GRPO with its replay buffer (up to TRL 1.13). Their
+# KL, as GRPO's here, is to the base model with the default weight.
+trl="--model models/tiny-ab3c3ed703 --prompts 16 --updates 4 --micro 32 --beta 0.001 --eval_limit 200"
 held_out=$OUT/held_out.jsonl # what tune measures on: problems that no other experiment evaluates
 equals=$OUT/equals.txt       # another prompt: the problem and an equals sign
 
-add() { jobs+=("$experiment $1 $seed ${*:2} --seed $seed"); } # NAME FLAGS
+add() { # NAME FLAGS
+  local script=remix.py
+  [[ $1 != trl-* ]] || script=benchmarks/trl_side.py
+  jobs+=("$experiment $1 $seed $script ${*:2} --seed $seed")
+}
 
 # The learning rate of every method, the same budget each: three rates, 12 steps (60 of the paper's
 # schedule), a seed of its own, measured on 200 training problems that these runs do not train on.
@@ -63,6 +70,9 @@ tune() {
   for loss in $losses; do at_three "loss-$loss" "$grpo" --loss "$loss"; done
   replays at_three
   at_three skipped1 "$grpo" --skipped_layers 1
+  short="--steps 12 --eval_every 4 --eval_n 4 --limit 3800 --eval_data $held_out"
+  at_three trl-grpo "$trl"
+  at_three trl-replay_buffer "$trl" --replay_buffer 64
   # A variant of the paper's schedule has the rate of the one that it does not differ from so early
   short="--steps 60 --eval_every 20 $own"
   at_three paper "$paper"
@@ -118,9 +128,9 @@ clip() {
 
 # Other methods in ReMix-GRPO's place, each at its own rate: the losses of siblings.py, other ways
 # to replay (repo needs prompts that come back: 32 problems, beside the window on the same), a lag,
-# a nested sampler.
+# a nested sampler; and TRL's.
 siblings() {
-  local loss
+  local loss short="--steps 19 --eval_every 7 --eval_first" # of TRL's
   sibling() { add "$1" "${@:2}" --lr "${lr[$1]}"; }
   for loss in $losses; do sibling "loss-$loss" "$grpo" --loss "$loss"; done
   replays sibling
@@ -130,6 +140,8 @@ siblings() {
   add popo-p0 "$grpo" --replay popo --replay_window 5 --loss decoupled_ppo --off_policy_ratio 0 \
     --reincarnation_step 0 --steps 19 --eval_every 7 --lr "${lr[replay-popo]}"
   sibling skipped1 "$grpo" --skipped_layers 1 # of three
+  sibling trl-grpo "$trl" "$short"
+  sibling trl-replay_buffer "$trl" "$short" --replay_buffer 64
 }
 replays() { # WHAT ADDS
   $1 replay-repo "$grpo" --replay repo --limit 32
@@ -212,16 +224,20 @@ declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [variants]=0 [paper]="0
   [reuse]="0 1 2" [clip]="0 1 2" [siblings]="0 1 2" [whipping]="0 1 2 3 4" [lora]="0 1 2"
   [smollm]="0 1 2")
 
-one_run() { # EXPERIMENT NAME SEED FLAGS...
+one_run() { # EXPERIMENT NAME SEED SCRIPT FLAGS...
   local experiment=$1 name=$2 seed=$3 folder=$OUT/$1/$2-seed$3 log=$OUT/$1/logs/$2-seed$3.txt
-  local samples
+  local samples with=$python
   shift 3
   grep -qs "^{\"name\":\"$name\",\"seed\":$seed," "$RUNS/$experiment.jsonl" && return
   mkdir -p "${log%/*}"
   exec 9>> "$log"
   flock -n 9 || { echo "$name-seed$seed: another shell is at it"; return; }
-  echo "\$ python remix.py $* --out $folder" >> "$log"
-  $python remix.py "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
+  echo "\$ python $* --out $folder" >> "$log"
+  [ "$1" = remix.py ] || # an environment with that TRL, made when it is not there
+    with="env HF_HUB_OFFLINE=1 $(flock "$OUT/lock" $python -c "import sys
+sys.path.insert(0, 'benchmarks')
+print(__import__('vs_trl').make_venv('1.13.0'))")"
+  $with "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
     { echo "$name-seed$seed FAILED: see $log"; return; }
   [ "$experiment" != smollm ] || samples=--samples
   flock "$OUT/lock" $python runs/collect.py "$RUNS/$experiment.jsonl" "$folder" ${samples:-}
@@ -249,7 +265,7 @@ for experiment in "$@"; do # one after the other: tune finds the others' learnin
   for seed in $own; do "$experiment"; done
   if [ -n "${DRY:-}" ]; then
     while read -r _ name seed flags; do
-      echo "python remix.py $flags --out $OUT/$experiment/$name-seed$seed"
+      echo "python $flags --out $OUT/$experiment/$name-seed$seed"
     done < <(printf '%s\n' "${jobs[@]}")
   else
     printf '%s\n' "${jobs[@]}" |

@@ -131,6 +131,8 @@ OTHERS = {
     "siblings/lag2": "`--sampler_lag 2`",
     "siblings/lag2-loss-ppo": "`--sampler_lag 2 --loss ppo`",
     "siblings/skipped1": "`--skipped_layers 1`, of three (Nested-ReFT)",
+    "siblings/trl-grpo": "TRL 1.13's GRPO",
+    "siblings/trl-replay_buffer": "TRL 1.13's GRPOWithReplayBuffer, 64 groups",
 }
 
 END, LENGTH = "end", "length"  # of a claim, beside a number of rollouts

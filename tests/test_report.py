@@ -190,11 +190,18 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
     unlike, seen = {"out", "prompt", "shard", "dtype", "save_every", "top_p"}, set()
     for line in done.stdout.splitlines():
         python, script, *flags = line.split()
-        new = json.loads(json.dumps(asdict(parse_config(flags))))  # tuples are lists there
-        _, _, file, run = new["out"].split("/")
-        key = (file, run.rpartition("-seed")[0], new["seed"])
+        _, _, file, run = flags[-1].split("/")
+        name, _, seed = run.rpartition("-seed")
+        key = (file, name, int(seed))
         seen.add(key)
-        old = committed.get(key, new)
+        if script == "remix.py":
+            new = json.loads(json.dumps(asdict(parse_config(flags))))  # tuples are lists there
+            old = committed.get(key, new)
+        else:  # trl_side.py has flags with a value and --eval_first
+            of = " ".join(flags[:-2]).replace("eval_first", "eval_first True").split()
+            new = {name.removeprefix("--"): value for name, value in zip(of[::2], of[1::2])}
+            old = {name: str(value) for name, value in committed.get(key, new).items()}
+            new |= dict(lr=str(float(new["lr"])))
         assert all(old.get(k, v) == v for k, v in new.items() if k not in unlike), key
     by_script = {key for key in committed if key[0] != "start"}
     assert {key[:2] for key in by_script} <= {key[:2] for key in seen}

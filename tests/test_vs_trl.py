@@ -51,7 +51,7 @@ def test_trls_environment_has_what_its_side_imports():
             new = {name.split(".")[0] for name in names} - seen - sys.stdlib_module_names
             seen |= new
             files += [file for name in new if (file := ROOT / f"{name}.py").exists()]
-    brought = {"trl", "torch", "jinja2", "tokenizers", "tqdm", "mpmath"}
+    brought = {"trl", "torch", "jinja2", "tokenizers", "safetensors", "tqdm", "mpmath"}
     assert {name for name in seen if not (ROOT / f"{name}.py").exists()} <= brought | {
         *vs_trl.PINNED
     }
