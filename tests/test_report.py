@@ -199,7 +199,10 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
             old = committed.get(key, new)
         else:  # trl_side.py has flags with a value and --eval_first
             of = " ".join(flags[:-2]).replace("eval_first", "eval_first True").split()
-            new = {name.removeprefix("--"): value for name, value in zip(of[::2], of[1::2])}
+            new = {
+                name.removeprefix("--"): value
+                for name, value in zip(of[::2], of[1::2], strict=True)
+            }
             old = {name: str(value) for name, value in committed.get(key, new).items()}
             new |= dict(lr=str(float(new["lr"])))
         assert all(old.get(k, v) == v for k, v in new.items() if k not in unlike), key
