@@ -322,10 +322,16 @@ def drawn(monkeypatch):
 
 def test_what_is_dropped_and_what_is_counted(train, drawn, problems, tokenizer, tmp_path):
     """One optimizer step over the whole batch at a rate of nothing: the loss of step 1 is minus
-    the mean advantage over the tokens of the groups with contrast."""
+    the mean advantage over the tokens of the groups with contrast. Nobody solves every second
+    problem, so some are dropped whatever this machine's base model is."""
+    rows = json.loads(problems.read_text())
+    rows[::2] = [row | dict(answer="777", error="0") for row in rows[::2]]
+    (own := tmp_path / "own.json").write_text(json.dumps(rows))
     flags = f"{GRPO} --mini_batch 8 --utd_ratio 1 --lr 1e-30 --eval_limit 1 --steps 2"
-    rows = train(tmp_path / "run", f"{flags} --filter_groups 2 --kl_coef 0")
-    gold = data.load_problems(str(problems), None)[0][0].gold
+    rows = train(tmp_path / "run", f"{flags} --filter_groups 2 --kl_coef 0 --data {own}")
+    gold = {
+        tuple(p.prompt_ids): p.gold for p in data.load_problems(str(own), tokenizer, "plain")[0]
+    }
     kept, asked = {1: [], 2: []}, {1: [], 2: []}
     with Grader(workers=1) as grader:
         for seeds, prompts, groups in drawn:
@@ -335,7 +341,7 @@ def test_what_is_dropped_and_what_is_counted(train, drawn, problems, tokenizer, 
             asked[step] += [seed // 4 % 1_000_000 for seed in seeds]
             for prompt, group in zip(prompts, groups, strict=True):
                 texts = [eval.decode(tokenizer, s.tokens) for s in group]
-                rewards = grader.score(texts, [gold] * 4, "boxed").rewards
+                rewards = grader.score(texts, [gold[tuple(prompt)]] * 4, "boxed").rewards
                 if len(set(rewards)) == 2:
                     kept[step].append((prompt, group, rewards))
     total = 0
