@@ -321,7 +321,8 @@ def test_sample_and_reward(base, tokenizer):
     assert sum(answer.isdigit() for answer in answers) > 30
     for text, answer in zip(texts, answers, strict=True):
         gold = answer if answer.isdigit() else "7"
-        right = answer.isdigit() and text.endswith(f"\\boxed{{ {answer} }}")
+        box = rf"</think> *\\boxed{{ {answer} }}"  # nothing before it, nothing behind it
+        right = answer.isdigit() and re.search(f"{box}$", text) is not None
         assert minimal.reward(text, gold) == right, text
 
 

@@ -47,6 +47,17 @@ def problems(tmp_path_factory):
 
 
 @pytest.fixture
+def half_solvable(problems, tmp_path):
+    """The same, every second solved by nobody: whatever this machine's base model knows, some
+    groups have no contrast."""
+    rows = json.loads(problems.read_text())
+    rows[::2] = [row | dict(answer="777", error="0") for row in rows[::2]]
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
 def train(base, group, problems, monkeypatch):
     """train(out, flags) -> rows of metrics, of a run inside this process."""
     monkeypatch.setitem(data.TRUST, "trust_remote_code", False)
@@ -255,8 +266,8 @@ def test_each_set_has_its_score_and_the_first_evaluation_may_be_left_out(train, 
     rows = json.loads(problems.read_text())
     easy.write_text(json.dumps(rows[:4]))
     hard.write_text(json.dumps([row | dict(answer="1000") for row in rows[:9]]))
-    both = train(tmp_path / "both", f"--eval_data {easy},{hard} --no_eval_first")
-    one = train(tmp_path / "one", f"--eval_data {easy}")
+    both = train(tmp_path / "both", f"--eval_data {easy},{hard} --no_eval_first --eval_n 8")
+    one = train(tmp_path / "one", f"--eval_data {easy} --eval_n 8")
     assert "eval/pass@1" in one[0] and not any(key.startswith("eval/") for key in both[0])
     of_one, of_both = ([row for row in rows if "eval/pass@1" in row] for rows in (one, both))
     assert [row["step"] for row in of_one] == [0, 2] and [row["step"] for row in of_both] == [2]
@@ -320,18 +331,13 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_what_is_dropped_and_what_is_counted(train, drawn, problems, tokenizer, tmp_path):
+def test_what_is_dropped_and_what_is_counted(train, drawn, half_solvable, tokenizer, tmp_path):
     """One optimizer step over the whole batch at a rate of nothing: the loss of step 1 is minus
-    the mean advantage over the tokens of the groups with contrast. Nobody solves every second
-    problem, so some are dropped whatever this machine's base model is."""
-    rows = json.loads(problems.read_text())
-    rows[::2] = [row | dict(answer="777", error="0") for row in rows[::2]]
-    (own := tmp_path / "own.json").write_text(json.dumps(rows))
+    the mean advantage over the tokens of the groups with contrast."""
     flags = f"{GRPO} --mini_batch 8 --utd_ratio 1 --lr 1e-30 --eval_limit 1 --steps 2"
-    rows = train(tmp_path / "run", f"{flags} --filter_groups 2 --kl_coef 0 --data {own}")
-    gold = {
-        tuple(p.prompt_ids): p.gold for p in data.load_problems(str(own), tokenizer, "plain")[0]
-    }
+    rows = train(tmp_path / "run", f"{flags} --filter_groups 2 --kl_coef 0 --data {half_solvable}")
+    problems, _ = data.load_problems(str(half_solvable), tokenizer, "plain")
+    gold = {tuple(problem.prompt_ids): problem.gold for problem in problems}
     kept, asked = {1: [], 2: []}, {1: [], 2: []}
     with Grader(workers=1) as grader:
         for seeds, prompts, groups in drawn:
@@ -420,9 +426,9 @@ def test_a_run_that_is_interrupted_goes_on_as_it_would_have(train, tmp_path, mon
 
 
 @slow
-def test_two_ranks_are_one_rank(base, problems, tmp_path):
+def test_two_ranks_are_one_rank(base, half_solvable, tmp_path):
     flags = [*SMALL.split(), *GRPO.split(), "--filter_groups", 3, "--stop", "7", "--steps", 2]
-    flags += ["--data", problems, "--eval_data", problems]
+    flags += ["--data", half_solvable, "--eval_data", half_solvable]
     one, two = run(base, tmp_path / "1", *flags), run(base, tmp_path / "2", *flags, ranks=2)
     assert one[0] == two[0] and one[1]["rollouts"] > 4 * 4
     for name in ("rollouts", "reward", "response_length", "tokens_backward", "gradient_steps"):
