@@ -103,6 +103,14 @@ class VLLMEngine:
             config = AutoConfig.from_pretrained(model, **TRUST)
             self.lm = AutoModelForCausalLM.from_config(config, **TRUST)
         self.gpu = torch.cuda.is_available()
+        # Its attention in bfloat16 takes AMX where the processor has it. The system must be asked
+        # for that first; oneDNN would, but tiny.py keeps it from AMX.
+        amx = not self.gpu and dtype == "bfloat16" and torch.cpu._is_amx_tile_supported()
+        if amx and not torch.cpu._init_amx():
+            raise ValueError(
+                "--dtype bfloat16: this machine announces AMX and refuses it, and vLLM would die "
+                "of that; add --dtype float32 or --engine hf"
+            )
         if self.gpu:
             args = dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
         else:

@@ -3,6 +3,8 @@ that stops a bad sync."""
 
 import copy
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT
+from forks import clean_env
 from transformers import AutoModelForCausalLM
 
 import config
@@ -381,3 +385,24 @@ def test_vllm_leaves_compilation_to_the_trainer(engines):
         return x
 
     assert torch.compile(f) is not f
+
+
+@pytest.mark.slow
+def test_bfloat16_on_a_cpu_runs_or_is_refused(base, group, monkeypatch, tmp_path):
+    """vLLM takes AMX without asking the system for it, and a process that has not asked dies."""
+    pytest.importorskip("vllm")
+    command = [sys.executable, "eval.py", "--model", base, "--data", "tiny", "--prompt", "plain"]
+    command += "--n 2 --limit 4 --dtype bfloat16 --engine vllm --max_tokens 32 --out".split()
+    done = subprocess.run(
+        [*command, str(tmp_path / "x.json")],
+        cwd=ROOT,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 or "refuses it" in done.stderr, done.stderr[-2000:]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: False)
+    with pytest.raises(ValueError, match="--dtype bfloat16: this machine announces AMX and"):
+        rollout.make_engine("vllm", base, max_prompt_tokens=64, max_tokens=32, dtype="bfloat16")
