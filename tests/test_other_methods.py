@@ -38,15 +38,15 @@ def train(base, group, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.tqdm, "write", lambda text: None)
     monkeypatch.setattr(remix, "plot_runs", lambda *_: None)  # a third of such a run
     source = tmp_path / "problems.json"
-    rows = [
-        dict(problem=f"{a} + {b}", answer="50", error="50")
-        for a in range(1, 9)
-        for b in range(1, 9)
-    ]
-    source.write_text(json.dumps(rows))
-    problems, _ = load_problems(str(source), tokenizer, prompt="plain", max_prompt_tokens=64)
+    sums = [f"{a} + {b}" for a in range(1, 9) for b in range(1, 9)]
 
-    def run(name, *flags):
+    def run(name, *flags, unsolvable=0):
+        """unsolvable: of every so many problems one is, whatever the base model knows."""
+        rows = [dict(problem=problem, answer="50", error="50") for problem in sums]
+        for row in rows[::unsolvable] if unsolvable else []:
+            row["answer"] = "777"
+        source.write_text(json.dumps(rows))
+        problems, _ = load_problems(str(source), tokenizer, prompt="plain", max_prompt_tokens=64)
         cfg = config.parse_config([*SMALL, "--out", str(tmp_path / name), *map(str, flags)])
         config.check_config(cfg)
         (tmp_path / name).mkdir(exist_ok=True)
@@ -139,23 +139,15 @@ def test_buffer_matters_samples_failures_again_and_leaves_out_groups_without_con
         return engine
 
     monkeypatch.setattr(remix, "make_engine", listening)
-    train(
-        "run",
-        "--replay",
-        "buffer_matters",
-        "--replay_window",
-        5,
-        "--save_every",
-        4,
-        "--steps",
-        4,
-        "--group_size",
-        2,
-    )
+    flags = "--replay buffer_matters --replay_window 5 --save_every 4 --steps 4 --group_size 4"
+    train("run", *flags.split(), "--lr", 1e-5, unsolvable=2)
     state = torch.load(checkpoint.latest(tmp_path / "run") / "state.pt")
     groups = [entry["group"] for entry in state["buffer"]["entries"]]
-    contrast = [0 < sum(r["reward"] for r in group) < len(group) for group in groups]
-    assert contrast and all(contrast)
+    of_step = {step: set() for step in range(1, 5)}
+    for group in groups:
+        of_step[group[0]["step"]].add(0 < sum(r["reward"] for r in group) < len(group))
+    assert all(len(kinds) == 1 for kinds in of_step.values())  # all of a step, if none has contrast
+    assert {True} in of_step.values()
     again = [set(asked[i]) & {p for before in asked[:i] for p in before} for i in range(1, 4)]
     assert any(again)  # 64 problems, 4 or 5 a step: only a failure comes back so soon
     assert sum(len(step) for step in again) <= 3  # at most a quarter of the prompts
