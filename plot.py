@@ -328,7 +328,7 @@ def draw_panel(ax, panel: Panel, runs: dict[str, list[Run]]) -> None:
         return
     ax.set_xlim(left=0)
     ax.set_ylim(*panel.limits)
-    if panel.limits == PERCENT and ax.dataLim.y1 < 40:  # or the curves lie on the floor
+    if panel.y is ACCURACY and ax.dataLim.y1 < 40:  # or the curves lie on the floor
         ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v == int(v) else f"{v:g}")
     if panel.by_age:

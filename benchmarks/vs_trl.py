@@ -86,6 +86,7 @@ def make_venv(version: str = TRL) -> str:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines = [line.split("#")[0].strip() for line in lines]
     same = [line for line in lines if line.startswith(PINNED)]
+    # requests: TRL 1.13 imports it and does not ask for it
     subprocess.run([*uv, f"trl=={version}", "requests", *same], check=True)
     stamp.touch()
     return str(python)

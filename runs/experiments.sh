@@ -4,12 +4,13 @@
 #   bash runs/experiments.sh NAME...   tune methods variants paper reuse clip siblings whipping lora
 #                                      smollm, or all
 #
-# Runs whose line is there are skipped, killed ones go on. Run folders are out/experiments/NAME/RUN,
+# Runs whose line is there are skipped, killed ones go on (TRL's begin again). Run folders are out/experiments/NAME/RUN,
 # what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
 # JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
 # runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and
-# runs nothing. PYTHON=python3 runs with that one and installs nothing; SMOLLM=FOLDER has the
-# language model of smollm (runs/smollm.py makes it).
+# runs nothing. PYTHON=python3 runs with that one and installs nothing but, for the rows trl-* of tune
+# and siblings, TRL into out/ (it needs uv beside it). SMOLLM=FOLDER has the language model of smollm
+# (runs/smollm.py makes it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 known="tune methods variants paper reuse clip siblings whipping lora smollm"
@@ -39,16 +40,18 @@ paper="--model tiny:mending=0,slip_rate=0.9 $common --steps 350 --reincarnation_
 --eval_every 25 --eval_n 2 --algo ppo --prompts_per_step 64 --mini_batch 16"
 plain="--off_policy_ratio 0 --utd_ratio 1 --kl_convex off --reincarnation_step 0" # PPO or GRPO
 passes="--off_policy_ratio 0 --kl_convex off --utd_ratio" # the control: m of them, no replay
-# TRL's own trainers, the outside rows: GRPO, and GRPO with its replay buffer (up to TRL 1.13). Their
-# KL, as GRPO's here, is to the base model with the default weight.
-trl="--model models/tiny-ab3c3ed703 --prompts 16 --updates 4 --micro 32 --beta 0.001 --eval_limit 200"
+# TRL's own trainers, the outside rows: GRPO, and GRPO with its replay buffer (up to TRL 1.13), from
+# tiny:mending=0. The KL is GRPO's here: to the base model, with this project's default weight.
+trl="--model models/tiny-ab3c3ed703 --prompts 16 --updates 4 --micro 32 --beta 0.001"
+trl+=" --eval_limit 200"
+export trl_python=out/trl-1.13.0-venv/bin/python
 held_out=$OUT/held_out.jsonl # what tune measures on: problems that no other experiment evaluates
 equals=$OUT/equals.txt       # another prompt: the problem and an equals sign
 
 add() { # NAME FLAGS
-  local script=remix.py
-  [[ $1 != trl-* ]] || script=benchmarks/trl_side.py
-  jobs+=("$experiment $1 $seed $script ${*:2} --seed $seed")
+  local with="python remix.py"
+  [[ $1 != trl-* ]] || with="$trl_python benchmarks/trl_side.py"
+  jobs+=("$experiment $1 $seed $with ${*:2} --seed $seed")
 }
 
 # The learning rate of every method, the same budget each: three rates, 12 steps (60 of the paper's
@@ -224,19 +227,22 @@ declare -A lr=() seeds=([tune]=100 [methods]="0 1 2 3 4" [variants]=0 [paper]="0
   [reuse]="0 1 2" [clip]="0 1 2" [siblings]="0 1 2" [whipping]="0 1 2 3 4" [lora]="0 1 2"
   [smollm]="0 1 2")
 
-one_run() { # EXPERIMENT NAME SEED SCRIPT FLAGS...
+one_run() { # EXPERIMENT NAME SEED PYTHON SCRIPT FLAGS...
   local experiment=$1 name=$2 seed=$3 folder=$OUT/$1/$2-seed$3 log=$OUT/$1/logs/$2-seed$3.txt
-  local samples with=$python
-  shift 3
+  local samples with=$4
+  shift 4
   grep -qs "^{\"name\":\"$name\",\"seed\":$seed," "$RUNS/$experiment.jsonl" && return
   mkdir -p "${log%/*}"
   exec 9>> "$log"
   flock -n 9 || { echo "$name-seed$seed: another shell is at it"; return; }
-  echo "\$ python $* --out $folder" >> "$log"
-  [ "$1" = remix.py ] || # an environment with that TRL, made when it is not there
-    with="env HF_HUB_OFFLINE=1 $(flock "$OUT/lock" $python -c "import sys
-sys.path.insert(0, 'benchmarks')
-print(__import__('vs_trl').make_venv('1.13.0'))")"
+  echo "\$ $with $* --out $folder" >> "$log"
+  if [ "$with" = python ]; then
+    with=$python
+  else # offline: TRL would ask a hub for what is in its folder
+    flock "$OUT/lock" $python -c "import sys; sys.path.insert(0, 'benchmarks')
+import vs_trl; vs_trl.make_venv('1.13.0')" >> "$log" 2>&1 9>&- && export HF_HUB_OFFLINE=1 ||
+      { echo "$name-seed$seed FAILED: no TRL, see $log"; return; }
+  fi
   $with "$@" --out "$folder" >> "$log" 2>&1 9>&- ||
     { echo "$name-seed$seed FAILED: see $log"; return; }
   [ "$experiment" != smollm ] || samples=--samples
@@ -265,7 +271,7 @@ for experiment in "$@"; do # one after the other: tune finds the others' learnin
   for seed in $own; do "$experiment"; done
   if [ -n "${DRY:-}" ]; then
     while read -r _ name seed flags; do
-      echo "python $flags --out $OUT/$experiment/$name-seed$seed"
+      echo "$flags --out $OUT/$experiment/$name-seed$seed"
     done < <(printf '%s\n' "${jobs[@]}")
   else
     printf '%s\n' "${jobs[@]}" |

@@ -373,7 +373,6 @@ def table_lora() -> str:
 
 
 def table_smollm() -> str:
-    """Cost: of a whole run, in the mean over the seeds."""
     lines = []
     for name, title in SMOLLM.items():
         for lr in ("2e-6", "5e-6", "1e-5"):
@@ -381,15 +380,14 @@ def table_smollm() -> str:
                 length = spread([rows[-1]["eval/response_length"] for rows in of])
                 cells = [spread(accuracies(full, n)) for n in (0, EARLY, LATE)]
                 tokens = fmean(tokens_trained(rows)[-1] / 1000 for rows in of)
-                seconds = fmean(rows[-1]["seconds"] for rows in of)
-                cost = f"{of[0][-1]['gradient_steps']} / {tokens:,.0f}k / {seconds:,.0f} s"
+                cost = f"{of[0][-1]['gradient_steps']} / {tokens:,.0f}k"
                 lines.append([title, lr, str(len(of)), *cells, length, cost])
-    cost = "gradient steps / tokens / seconds"
+    cost = "gradient steps / tokens of updates"
     return markdown(["", "lr", "seeds", "before", *ACCURACY, "length", cost], lines)
 
 
 def table_smollm_samples() -> str:
-    """The problems that every evaluation keeps, of one seed: no choice of ours."""
+    """All problems that every evaluation keeps, of seed 1, the first with samples of all three."""
     said = {}
     for line in map(json.loads, (RUNS / "smollm.jsonl").read_text().splitlines()[1:]):
         if line["name"] in (f"{name}-lr5e-6" for name in SMOLLM) and line["seed"] == 1:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "runs"))
 import collect
 import report
 
+import tiny
 from config import parse_config
 from plot import read_experiment, read_run
 
@@ -205,6 +206,8 @@ def test_experiments_sh_makes_the_runs_that_are_committed():
             }
             old = {name: str(value) for name, value in committed.get(key, new).items()}
             new |= dict(lr=str(float(new["lr"])))
+            base = tiny.make_base_model(settings=tiny.named("tiny:mending=0"))
+            assert ROOT / new["model"] == Path(base)  # the others' base model
         assert all(old.get(k, v) == v for k, v in new.items() if k not in unlike), key
     by_script = {key for key in committed if key[0] != "start"}
     assert {key[:2] for key in by_script} <= {key[:2] for key in seen}
