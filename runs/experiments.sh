@@ -4,13 +4,13 @@
 #   bash runs/experiments.sh NAME...   tune methods variants paper reuse clip siblings whipping lora
 #                                      smollm, or all
 #
-# Runs whose line is there are skipped, killed ones go on (TRL's begin again). Run folders are out/experiments/NAME/RUN,
-# what they printed is in its logs/. Then `python runs/report.py` makes every table and figure.
-# JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again collects there and not in
-# runs/, so it makes the runs again (at the rates of runs/tune.jsonl); DRY=1 prints the commands and
-# runs nothing. PYTHON=python3 runs with that one and installs nothing but, for the rows trl-* of tune
-# and siblings, TRL into out/ (it needs uv beside it). SMOLLM=FOLDER has the language model of smollm
-# (runs/smollm.py makes it).
+# Runs whose line is there are skipped, killed ones go on (TRL's begin again). Run folders are
+# out/experiments/NAME/RUN, what they printed is in its logs/. Then `python runs/report.py` makes
+# every table and figure. JOBS=2 runs two at a time; SEEDS="0 1" takes other seeds; RUNS=out/again
+# collects there and not in runs/, so it makes the runs again (at the rates of runs/tune.jsonl);
+# DRY=1 prints the commands and runs nothing. PYTHON=python3 runs with that one and installs nothing
+# but, for the rows trl-* of tune and siblings, TRL into out/ (it needs uv beside it). SMOLLM=FOLDER
+# has the language model of smollm (runs/smollm.py makes it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 known="tune methods variants paper reuse clip siblings whipping lora smollm"
