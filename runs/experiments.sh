@@ -211,7 +211,8 @@ reuse() {
     replayed "replay$u-ppo" --loss ppo
     replayed "replay$u-decoupled_ppo" --loss decoupled_ppo
     for beta in 0.01 0.1; do
-      replayed "replay$u-beta$beta" --kl_coef $beta --kl_convex schedule:$((steps / 3)),$((steps / 6))
+      replayed "replay$u-beta$beta" --kl_coef $beta \
+        --kl_convex schedule:$((steps / 3)),$((steps / 6))
     done
     [ $u != 8 ] || replayed "replay$u-N6" --replay_window 6
     [[ $u == [35]* ]] || for T in $((steps * 3 / 7)) $steps; do # then four on-policy steps
