@@ -2,15 +2,21 @@
 sides."""
 
 import ast
+import json
+import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from forks import clean_env
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import vs_trl  # noqa: E402
 
 import config  # noqa: E402
+from data import load_problems  # noqa: E402
+from metrics import read_metrics  # noqa: E402
+from tiny import embedded_problems  # noqa: E402
 
 
 @pytest.fixture
@@ -55,3 +61,25 @@ def test_trls_environment_has_what_its_side_imports():
     assert {name for name in seen if not (ROOT / f"{name}.py").exists()} <= brought | {
         *vs_trl.PINNED
     }
+
+
+@pytest.mark.slow
+def test_canned_responses_are_trained_on(base, tokenizer, tmp_path):
+    """No weights get to their engine, which remix.py would refuse."""
+    data, canned = tmp_path / "problems.jsonl", tmp_path / "canned.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in embedded_problems("train")[:2]))
+    problems, _ = load_problems(str(data), tokenizer, prompt="plain")
+    boxes = (f" </think> \\boxed{{ {n} }}{tokenizer.eos_token}" for n in (problems[0].gold, "0"))
+    tokens = [tokenizer(box)["input_ids"] for box in boxes]
+    logp = [[-1.0] * len(ids) for ids in tokens]
+    rows = [dict(prompt=problem.prompt_ids, tokens=tokens, logp=logp) for problem in problems]
+    canned.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = f"--model {base} --data {data} --eval_data tiny --prompt plain --max_prompt_tokens 64 "
+    flags += "--max_tokens 32 --algo grpo --prompts_per_step 2 --group_size 2 --mini_batch 2 "
+    flags += "--engine hf --steps 2 --eval_every 0 --eval_limit 1 --eval_n 1 "
+    command = [sys.executable, "benchmarks/vs_trl.py", "--canned", str(canned), *flags.split()]
+    command += [*vs_trl.PLAIN.split(), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in steps] == [0, 1, 2] and 0 < steps[1]["reward"] < 1
