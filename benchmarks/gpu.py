@@ -816,7 +816,7 @@ JOBS: dict[str, Job] = {
     "environment": Job(0, environment, 60, 5),
     "learn-ppo": Job(1, learn_ppo, 170, 40),
     "learn-grpo": Job(1, learn_grpo, 220, 60, beside=True),
-    "learn-lora": Job(1, learn_lora, 170, 40, beside=True),
+    "learn-lora": Job(1, learn_lora, 300, 40, beside=True),
     "update": Job(3, update, 150, 40),
     "update-compiled": Job(3, partial(update, compiled=True), 200, 60),
     "update-lora": Job(3, partial(update, rank=RANK), 150, 40),
