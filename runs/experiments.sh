@@ -44,13 +44,13 @@ passes="--off_policy_ratio 0 --kl_convex off --utd_ratio" # the control: m of th
 # tiny:mending=0. The KL is GRPO's here: to the base model, with this project's default weight.
 trl="--model models/tiny-ab3c3ed703 --prompts 16 --updates 4 --micro 32 --beta 0.001"
 trl+=" --eval_limit 200"
-export trl_python=out/trl-1.13.0-venv/bin/python
+export trl_version=1.13.0
 held_out=$OUT/held_out.jsonl # what tune measures on: problems that no other experiment evaluates
 equals=$OUT/equals.txt       # another prompt: the problem and an equals sign
 
 add() { # NAME FLAGS
   local with="python remix.py"
-  [[ $1 != trl-* ]] || with="$trl_python benchmarks/trl_side.py"
+  [[ $1 != trl-* ]] || with="out/trl-$trl_version-venv/bin/python benchmarks/trl_side.py"
   jobs+=("$experiment $1 $seed $with ${*:2} --seed $seed")
 }
 
@@ -241,7 +241,7 @@ one_run() { # EXPERIMENT NAME SEED PYTHON SCRIPT FLAGS...
     with=$python
   else # offline: TRL would ask a hub for what is in its folder
     flock "$OUT/lock" $python -c "import sys; sys.path.insert(0, 'benchmarks')
-import vs_trl; vs_trl.make_venv('1.13.0')" >> "$log" 2>&1 9>&- && export HF_HUB_OFFLINE=1 ||
+import vs_trl; vs_trl.make_venv('$trl_version')" >> "$log" 2>&1 9>&- && export HF_HUB_OFFLINE=1 ||
       { echo "$name-seed$seed FAILED: no TRL, see $log"; return; }
   fi
   $with "$@" --out "$folder" >> "$log" 2>&1 9>&- ||

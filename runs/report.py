@@ -388,13 +388,12 @@ def table_smollm() -> str:
 
 def table_smollm_samples() -> str:
     """All problems that every evaluation keeps, of seed 1, the first with samples of all three."""
-    said = {}
-    for line in map(json.loads, (RUNS / "smollm.jsonl").read_text().splitlines()[1:]):
-        if line["name"] in (f"{name}-lr5e-6" for name in SMOLLM) and line["seed"] == 1:
-            said[line["name"].removesuffix("-lr5e-6")] = list(line["samples"].values())
+    _, *found = map(json.loads, (RUNS / "smollm.jsonl").read_text().splitlines())
+    found = [run for run in found if "samples" in run and run["seed"] == 1]
+    said = {run["name"]: list(run["samples"].values()) for run in found}
     lines = []
-    for i, first in enumerate(said["remix"][0]):
-        after = [said[name][-1][i] for name in SMOLLM]
+    for i, first in enumerate(said["remix-lr5e-6"][0]):
+        after = [said[f"{name}-lr5e-6"][-1][i] for name in SMOLLM]
         right = [f"`{one['text']}`{' ✓' * (one['reward'] == 1)}" for one in (first, *after)]
         lines.append([f"{first['problem']} = {first['gold']}", *right])
     return markdown(["", "before", *(f"after {title}" for title in SMOLLM.values())], lines)
@@ -589,11 +588,6 @@ def figure_first() -> None:
     save(figure, "first.png")
 
 
-def figure_smollm() -> None:
-    of = {f"{name}-lr5e-6": title for name, title in SMOLLM.items()}
-    draw_runs(existing(of, "smollm/"), FIGURES / "smollm.png", ["rollouts", "steps", "length"])
-
-
 def figure_siblings() -> None:
     order = sorted(filter(seeds, OTHERS), key=lambda name: fmean(accuracies(name, LATE)))
     figure, ax = plt.subplots(figsize=(9, 0.32 * len(order) + 1), layout="constrained")
@@ -632,7 +626,10 @@ def figures() -> None:
         of = {name: title for name, title in METHODS.items() if algo in name}
         panels = ["rollouts", "steps", "tokens"]
         draw_runs(existing(of, "methods/"), FIGURES / f"methods_{algo}.png", panels)
-    draw_runs(existing(DRAWN, "paper/"), FIGURES / "paper.png", ["rollouts", "steps", "length"])
+    panels = ["rollouts", "steps", "length"]
+    draw_runs(existing(DRAWN, "paper/"), FIGURES / "paper.png", panels)
+    of = {f"{name}-lr5e-6": title for name, title in SMOLLM.items()}
+    draw_runs(existing(of, "smollm/"), FIGURES / "smollm.png", panels)
     draw_runs({"bash train.sh": runs("start/tiny-ppo")}, FIGURES / "start.png")
     for name, make in globals().items():
         if name.startswith("figure_"):
